@@ -1,0 +1,137 @@
+"""The command line. Heavy libraries are imported by the command that needs them: --help answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from moeprune.errors import BadInput
+
+app = App(
+    name="moeprune",
+    help="""Prune the experts of Mixture-of-Experts language models, and leave a trail.
+
+    A recipe (one YAML file) names a checkpoint, calibration corpora, a criterion and a budget; a run turns it into a
+    smaller stock checkpoint with its measured accuracy and memory. Stages whose results are in the store are not run
+    again. Begin with `moeprune init`, then `moeprune run params/first.yaml`.
+    """,
+    help_format="markdown",
+    version_flags=[],
+)
+runs_app = App(name="runs", help="List runs, or compare two of them pair by pair.")
+app.command(runs_app)
+
+Changes = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        negative="",
+        help="Change one key of the recipe, such as mask.ratio=0.5; may be given several times.",
+    ),
+]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line of stdout.")]
+Recipe = Annotated[Path, Parameter(help="A recipe, such as params/demo.yaml.")]
+
+
+def main() -> None:
+    """Run the command; exit with 0 when done, 2 for input that can be mended (one line says how), 1 for a failure."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app(exit_on_error=False, print_error=False)
+    except (BadInput, CycloptsError) as error:
+        _fail(" ".join(str(error).split()), "bad_input", as_json)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _fail("interrupted: run the same command again to go on", "failed", as_json)
+        sys.exit(1)
+    except Exception as error:
+        if not as_json:
+            raise
+        _fail(f"{type(error).__name__}: {error}", "failed", as_json)
+        sys.exit(1)
+
+
+def _fail(message: str, status: str, as_json: bool) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(
+            json.dumps(
+                {"run_id": None, "status": status, "error": message, "stages": {}, "metrics": {}, "checkpoint": None}
+            )
+        )
+
+
+@app.command
+def init(folder: Path = Path(), /) -> None:
+    """Set up a project in FOLDER: git and DVC if they are missing, and a first recipe with every key explained."""
+    from flows.project import init as set_up
+
+    for line in set_up(folder):
+        print(line)
+
+
+@app.command
+def run(recipe: Recipe, /, *, changes: Changes = (), as_json: Json = False) -> None:
+    """Prune one model by one recipe, measure it, and show what it costs."""
+    from flows import show
+    from flows.recipe import read_recipe
+    from flows.running import run_once
+
+    read = read_recipe(recipe, changes)
+    outcome = run_once(read, recipe.stem)
+    show.outcome(read, outcome)
+    if as_json:
+        print(json.dumps(show.as_json(read, outcome)))
+
+
+@app.command
+def plan(recipe: Recipe, /, *, changes: Changes = ()) -> None:
+    """Show what a run would do and why, with keys, disk and memory. Runs nothing."""
+    from flows import show
+    from flows.planning import make_plan
+    from flows.recipe import read_recipe
+
+    show.plan(make_plan(read_recipe(recipe, changes)))
+
+
+@app.command
+def sweep(
+    recipe: Recipe,
+    /,
+    *,
+    changes: Changes = (),
+    table: Annotated[Path | None, Parameter(help="Put the table of results between this file's sweep markers.")] = None,
+) -> None:
+    """Run a recipe that has lists where it could have single values: every combination, sharing what can be shared."""
+    from flows import show
+    from flows.recipe import read_yaml
+    from flows.running import sweep_once
+
+    result = sweep_once(read_yaml(recipe, changes), recipe)
+    show.sweep(result)
+    if table is not None:
+        show.write_table(result, table, f"moeprune sweep {recipe}")
+
+
+@runs_app.command(name="list")
+def list_(*, limit: int = 20, store: Path = Path(".moeprune")) -> None:
+    """The newest runs: what was pruned, how, and what it came to."""
+    from flows import show
+    from flows.runs import newest
+
+    show.runs(newest(limit, store))
+
+
+@runs_app.command
+def compare(first: str, second: str, /, *, store: Path = Path(".moeprune")) -> None:
+    """Paired differences of two runs' pruned models, SECOND minus FIRST, and how their recipes and masks differ."""
+    from flows import show
+    from flows.runs import compare as compare_runs
+
+    show.comparison(compare_runs(first, second, store))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Plans: the chain looked up in the store instead of run."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.chain import chain
+from flows.preflight import disk_needed, preflight
+from flows.recipe import Recipe
+from moeprune.checkpoint import open_checkpoint
+from moeprune.schema import read_config, read_plan
+from tasks.artifacts import MANIFEST, Artifact, Step, Store
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan: `state` is hit, run or unknown; `why` says it in words."""
+
+    step: Step
+    state: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, the bytes it may write, and the bytes of weights it holds in memory at once."""
+
+    stages: list[Planned]
+    disk: int | None
+    memory: int | None
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Look every stage up; nothing is run. BadInput as for a run."""
+    store = Store(recipe.runtime.store)
+    sources = preflight(recipe, store, Path.cwd())
+    stages: list[Planned] = []
+
+    def look_up(work: Any, step: Step, **arguments: Any) -> Artifact | None:
+        found = store.find(step)
+        if step.key is None:
+            stages.append(Planned(step, "unknown", f"unknown until {' and '.join(step.unknown)} has run"))
+        elif found:
+            stages.append(Planned(step, "hit", "in the store, verified"))
+        else:
+            stages.append(Planned(step, "run", reason(step, store)))
+        return found
+
+    chain(recipe, sources, store, look_up)
+    if sources.model.folder is None or sources.keep is None:
+        return Plan(stages, None, None)
+    checkpoint = open_checkpoint(sources.model.folder)
+    trusted = recipe.download.trust_remote_code
+    plan = read_plan(read_config(checkpoint.folder, trusted), trusted)
+    return Plan(stages, disk_needed(recipe, checkpoint, plan, sources.keep), checkpoint.weight_bytes)
+
+
+def reason(step: Step, store: Store) -> str:
+    """Why a stage must run: what differs from the result of this stage and label that is nearest to it."""
+    before: list[list[str]] = []
+    for path in (store.root / step.stage).glob(f"*/{MANIFEST}"):
+        manifest = json.loads(path.read_text())
+        if manifest["of"] == step.of:
+            before.append(differences(step, manifest))
+    if not before:
+        return "never run" if not step.of else f"never run for {step.of}"
+    return "changed: " + ", ".join(min(before, key=len))
+
+
+def differences(step: Step, manifest: dict[str, Any]) -> list[str]:
+    """What decides the step's result and is not as in a manifest."""
+    found = ["code"] if step.code != manifest["code"] else []
+    for name in sorted(step.params.keys() | manifest["params"].keys()):
+        old, new = manifest["params"].get(name), step.params.get(name)
+        if old != new:
+            simple = all(isinstance(value, str | int | float | bool | None) for value in (old, new))
+            long = any(len(str(value)) > 24 for value in (old, new))
+            found.append(f"{name} {old} -> {new}" if simple and not long else name)
+    old_inputs = {name: entry["digest"] for name, entry in manifest["inputs"].items()}
+    new_inputs = {name: artifact.digest for name, artifact in step.inputs.items() if artifact}
+    found += [
+        name for name in sorted(old_inputs.keys() | new_inputs.keys()) if old_inputs.get(name) != new_inputs.get(name)
+    ]
+    return found

@@ -1,0 +1,88 @@
+"""What is checked before any long work: sources are there, the request can be met, servers answer, disk suffices."""
+
+from pathlib import Path
+
+from flows.chain import Sources
+from flows.recipe import Recipe
+from moeprune.checkpoint import Checkpoint, open_checkpoint
+from moeprune.corpus import read_documents
+from moeprune.errors import BadInput
+from moeprune.schema import Plan, read_config, read_plan, read_routing
+from moeprune.surgery import pruned_bytes
+from tasks import calibrate, download, evaluate, mask
+from tasks.artifacts import Store
+
+
+def preflight(recipe: Recipe, store: Store, project: Path) -> Sources:
+    """Find every source and refuse what cannot work. Reads configs and headers, hashes sources, loads no model.
+
+    Raises BadInput for what a user can mend; see each stage's functions.
+    """
+    _bring_data(recipe, project)
+    _check_evaluation(recipe)
+    calibration = {}
+    if recipe.score.found.reads == "statistics" and recipe.calibrate is not None:
+        calibration = {corpus.name: calibrate.locate(corpus) for corpus in recipe.calibrate.corpora}
+        _check_fields(recipe, calibration)
+    corpora = recipe.evaluate.corpora if recipe.evaluate else ()
+    evaluation = {corpus.name: calibrate.locate(calibrate.CorpusSource(**corpus.model_dump())) for corpus in corpora}
+    model = download.resolve(recipe.download, store)
+    keep = _check_model(recipe, model, store)
+    return Sources(model, calibration, evaluation, keep)
+
+
+def _bring_data(recipe: Recipe, project: Path) -> None:
+    """Have DVC bring versioned sources that a fresh clone does not hold yet."""
+    sources = [
+        corpus.source for section in (recipe.calibrate, recipe.evaluate) if section for corpus in section.corpora
+    ]
+    missing = [source for source in sources if not source.startswith("hf://") and not Path(source).is_file()]
+    if any((project / "data") in (project / source).parents for source in missing) and (project / "data.dvc").is_file():
+        from tasks import versioning
+
+        versioning.pull(project)
+
+
+def _check_evaluation(recipe: Recipe) -> None:
+    for name in recipe.evaluate.tasks if recipe.evaluate else ():
+        if evaluate.is_local(name):
+            evaluate.data_files(name, evaluate.read_task(name, recipe.download.trust_remote_code))
+        else:
+            evaluate.check_built_in(name)
+
+
+def _check_fields(recipe: Recipe, calibration: dict[str, Path]) -> None:
+    """The first document of each corpus shows whether its file and field can be read."""
+    assert recipe.calibrate is not None
+    for corpus in recipe.calibrate.corpora:
+        if next(iter(read_documents(calibration[corpus.name], corpus.field)), None) is None:
+            raise BadInput(f"calibrate.corpora '{corpus.name}': {corpus.source} holds no text: give another source")
+
+
+def _check_model(recipe: Recipe, model: download.Source, store: Store) -> int | None:
+    trusted = recipe.download.trust_remote_code
+    checkpoint = open_checkpoint(model.folder) if model.folder else None
+    config = read_config(download.read_config_folder(model), trusted)
+    read_routing(config)
+    plan = read_plan(config, trusted)
+    if checkpoint is None:
+        if recipe.mask.bytes is not None:
+            return None
+        return mask.number_to_keep(recipe.mask, download.read_config_folder(model), trusted)
+    keep = mask.number_to_keep(recipe.mask, checkpoint.folder, trusted)
+    store.check_space(disk_needed(recipe, checkpoint, plan, keep))
+    return keep
+
+
+def disk_needed(recipe: Recipe, checkpoint: Checkpoint, plan: Plan, keep: int) -> int:
+    """Bytes a run may write: the pruned checkpoint, tokens, and statistics with the copy that keeps progress."""
+    size = pruned_bytes(checkpoint, plan, keep)
+    if recipe.score.found.reads == "statistics" and recipe.calibrate is not None:
+        cells = len(plan.layers) * plan.experts
+        width = checkpoint.config.get("hidden_size", 0)
+        per_corpus = recipe.calibrate.chunks * cells * 8 * 14 + recipe.calibrate.tokens * 8
+        per_corpus += cells * 8 * width * ("vectors" in recipe.observe.sums)
+        per_corpus += cells * 8 * plan.experts * 2 * ("pairs" in recipe.observe.sums)
+        per_corpus += cells * 8 * width * 4 * ("inputs" in recipe.observe.sums)
+        size += 2 * per_corpus * len(recipe.calibrate.corpora)
+    return size

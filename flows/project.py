@@ -1,0 +1,34 @@
+"""Setting up a project: git, DVC and a first recipe."""
+
+import subprocess
+from pathlib import Path
+
+from tasks import versioning
+
+FIRST = "params/first.yaml"
+RECIPE = Path(__file__).parent / "first.yaml"
+
+
+def init(folder: Path) -> list[str]:
+    """Make what is missing and say what was made; what is there is left as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = []
+    inside = subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], cwd=folder, capture_output=True, check=False)
+    if inside.returncode:
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+        said.append("made a git repository")
+    if not (folder / ".dvc").is_dir():
+        versioning.init(folder)
+        said.append("set up DVC for corpora and masks under data/")
+    ignored = folder / ".gitignore"
+    lines = ignored.read_text().splitlines() if ignored.is_file() else []
+    missing = [line for line in ("/.moeprune/", "/data") if line not in lines]
+    if missing:
+        ignored.write_text("\n".join([*lines, *missing]) + "\n")
+        said.append(f"added {' and '.join(missing)} to .gitignore")
+    recipe = folder / FIRST
+    if not recipe.exists():
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(RECIPE.read_text())
+        said.append(f"wrote {recipe}: fill in the model and the corpora, then: moeprune plan {FIRST}")
+    return said or ["everything is set up already"]

@@ -1,0 +1,69 @@
+"""Looking back: runs in the tracker, listed and compared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeprune.errors import BadInput
+from moeprune.masks import Mask
+from tasks import evaluate
+from tasks.artifacts import Store
+from tasks.tracking import Record, Tracker
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs: paired differences of their pruned models, second minus first, and what differs in how they came."""
+
+    first: str
+    second: str
+    metrics: dict[str, dict[str, Any]]
+    params: dict[str, tuple[str, str]]
+    mask: str
+
+
+def newest(limit: int, store: Path) -> list[Record]:
+    """The newest runs first."""
+    return Tracker(Store(store)).list_runs(limit)
+
+
+def compare(first: str, second: str, store: Path) -> Comparison:
+    """Compare two runs by id or its beginning; BadInput if one is unknown or its results are not in the store."""
+    tracker = Tracker(Store(store))
+    one, other = tracker.find_run(first), tracker.find_run(second)
+    folders = [_folder(run, "evaluate pruned", store) for run in (one, other)]
+    metrics = evaluate.compare(*folders)
+    if not metrics:
+        raise BadInput(
+            f"runs {one.id[:8]} and {other.id[:8]} were not evaluated on the same documents or questions: "
+            "give both the same section evaluate"
+        )
+    keys = sorted(one.params.keys() | other.params.keys())
+    params = {
+        key: (one.params.get(key, ""), other.params.get(key, ""))
+        for key in keys
+        if one.params.get(key) != other.params.get(key)
+    }
+    masks = [Mask.from_json((_folder(run, "mask", store) / "mask.json").read_text()) for run in (one, other)]
+    return Comparison(one.id, other.id, metrics, params, _difference(*masks))
+
+
+def _folder(run: Record, title: str, store: Path) -> Path:
+    path = run.tags.get(f"artifact.{title}")
+    if path is None:
+        raise BadInput(f"run {run.id[:8]} ({run.name}) has no stage '{title}': it did not finish, or measures nothing")
+    if not (store / path).is_dir():
+        raise BadInput(f"run {run.id[:8]}: {store / path} is not there: run its recipe again to make it")
+    return store / path
+
+
+def _difference(one: Mask, other: Mask) -> str:
+    """How far two masks agree, in words."""
+    if one.base != other.base:
+        return "of different base models"
+    shared = sum(len(set(one.kept[layer]) & set(other.kept[layer])) for layer in one.kept)
+    union = sum(len(set(one.kept[layer]) | set(other.kept[layer])) for layer in one.kept)
+    return (
+        f"{shared} of {sum(one.counts.values())} and {sum(other.counts.values())} kept experts are the same "
+        f"(Jaccard {shared / union:.3f})"
+    )

@@ -1,0 +1,201 @@
+"""Checkpoints as files: safetensors shards read by their headers, verified, hashed, sliced; no model is built."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from moeprune.errors import BadInput
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CONFIG_FILES = ("config.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "chat_template.jinja",
+)
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: its file, safetensors dtype, shape and bytes."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with config.json and safetensors weights. Make one with `open_checkpoint`, which verifies it."""
+
+    folder: Path
+    tensors: Mapping[str, TensorInfo]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The raw config.json."""
+        return json.loads((self.folder / "config.json").read_text())
+
+    @property
+    def weight_files(self) -> list[str]:
+        """Names of the shards, sorted."""
+        return sorted({info.file for info in self.tensors.values()})
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that make up the checkpoint: config, weights, index, tokenizer, generation config."""
+        others = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if (self.folder / name).is_file()]
+        index = [INDEX] if (self.folder / INDEX).is_file() and SINGLE not in self.weight_files else []
+        return sorted(self.weight_files + others + index)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors, without headers."""
+        return sum(info.bytes for info in self.tensors.values())
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, mapped from its file."""
+        with safe_open(self.folder / self.tensors[name].file, "pt") as file:
+            return file.get_tensor(name)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's headers and verify that every shard is there and whole.
+
+    Raises BadInput for a folder without config.json or safetensors, a shard the index names that is not there, a
+    truncated shard, or a tensor the index places in a shard that does not hold it.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"download.source: no config.json in {folder}: give a folder that holds a checkpoint")
+    if (folder / SINGLE).is_file():
+        return Checkpoint(folder, _read_header(folder / SINGLE))
+    if not (folder / INDEX).is_file():
+        raise BadInput(
+            f"download.source: neither {SINGLE} nor {INDEX} in {folder}: only safetensors checkpoints "
+            "can be pruned; convert it with save_pretrained"
+        )
+    weight_map: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+    shards = sorted(set(weight_map.values()))
+    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise BadInput(
+            f"download.source: {folder / INDEX} names {missing[0]}, which is not there "
+            f"({len(missing)} of {len(shards)} shards missing): download the checkpoint again"
+        )
+    tensors = {name: info for shard in shards for name, info in _read_header(folder / shard).items()}
+    if absent := sorted(set(weight_map) - set(tensors)):
+        raise BadInput(
+            f"download.source: {folder / INDEX} names the tensor {absent[0]}, which no shard holds: "
+            "download the checkpoint again"
+        )
+    return Checkpoint(folder, tensors)
+
+
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        (length,) = struct.unpack("<Q", start) if len(start) == 8 else (size,)
+        try:
+            if length + 8 > size:
+                raise ValueError("its header is cut off")
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise BadInput(
+                f"download.source: {path} is truncated or not a safetensors file ({error}): download it again"
+            ) from error
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if 8 + length + end != size:
+        raise BadInput(
+            f"download.source: {path} has {size} bytes where its header says {8 + length + end}: download it again"
+        )
+    return {
+        name: TensorInfo(
+            path.name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+    }
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_non_finite(path: Path) -> None:
+    """Raise BadInput, naming the tensor, if a shard holds NaN or infinite weights."""
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point() and not _is_finite(tensor):
+                raise BadInput(
+                    f"download.source: {path.name} holds NaN or infinite values in {name}: "
+                    "such a model cannot be scored; check where it came from"
+                )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The sum of absolute values is one pass without a boolean copy of the tensor.
+    wide = tensor.float() if tensor.element_size() == 1 else tensor
+    return bool(wide.abs().sum(dtype=torch.float64).isfinite())
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """A checkpoint's identity: sha256 over its sorted {file name: sha256}."""
+    return hashlib.sha256(json.dumps(dict(sorted(hashes.items()))).encode()).hexdigest()
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, TensorInfo], values: Iterator[Tensor]) -> None:
+    """Write tensors one after another, holding one at a time; `values` come in the order of `tensors`.
+
+    The library's `save_file` would hold a whole shard in memory.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, info in tensors.items():
+        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [offset, offset + info.bytes]}
+        offset += info.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for (name, info), value in zip(tensors.items(), values, strict=True):
+            if tuple(value.shape) != info.shape or value.dtype != _DTYPES[info.dtype]:
+                raise ValueError(f"{name} became {tuple(value.shape)} {value.dtype}, planned was {info}")
+            value.contiguous().reshape(-1).view(torch.uint8).numpy().tofile(file)

@@ -1,0 +1,29 @@
+"""AIMER: calibration-free expert pruning by weight concentration (arXiv:2603.18492)."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+
+def score(experts: Iterable[Sequence[Tensor]]) -> Float64[Tensor, "E"]:
+    """Negated ratio of mean absolute to root mean square weight of an expert; higher = keep.
+
+        S[e] = -(sum |w| / N) / sqrt(sum w^2 / N)        over the N elements of all matrices of the expert together
+
+    The paper prunes the LARGEST ratio, hence the sign. The ratio lies in [1/sqrt(N), 1]: 0.798 for Gaussian weights,
+    0.866 for uniform ones, 1 where all weights have the same size. It does not change with the scale or the order of
+    the weights. An expert whose weights are all zero scores minus infinity: it contributes nothing.
+    """
+    return torch.stack([_score_of(matrices) for matrices in experts])
+
+
+def _score_of(matrices: Sequence[Tensor]) -> Float64[Tensor, ""]:
+    # Products of float32 weights are summed in float64: exact enough to rank experts of 10^8 weights.
+    absolute = sum(matrix.float().abs().sum(dtype=torch.float64) for matrix in matrices)
+    square = sum(matrix.float().square().sum(dtype=torch.float64) for matrix in matrices)
+    size = sum(matrix.numel() for matrix in matrices)
+    if not square:
+        return torch.tensor(-torch.inf, dtype=torch.float64)
+    return -(absolute / size) / (square / size).sqrt()

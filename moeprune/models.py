@@ -1,0 +1,51 @@
+"""Loading a checkpoint's model."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from moeprune.errors import BadInput
+
+
+def load_model(
+    folder: Path, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model in evaluation mode, in `dtype` ("auto": as stored).
+
+    Through `from_pretrained(dtype=...)`, which keeps in float32 what a family demands. Raises BadInput if a weight is
+    missing, left over or of the wrong shape: transformers itself would only warn and draw random ones.
+    """
+    logging.disable_progress_bar()  # a stage has one of its own
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        # Of transformers' implementations the plain loop is fastest for long batches on a CPU.
+        experts_implementation="eager" if device == "cpu" else "grouped_mm",
+    )
+    model, info = loaded
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            raise BadInput(
+                f"{folder}: {len(info[kind])} {kind.replace('_', ' ')} on loading, such as "
+                f"{sorted(map(str, info[kind]))[0]}: the checkpoint does not fit its config"
+            )
+    return model.to(device).eval()
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is the first accelerator there is, else the CPU."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@lru_cache(maxsize=1)
+def cached_model(folder: Path, dtype: str, device: str, trust_remote_code: bool) -> PreTrainedModel:
+    """`load_model`, remembering the last one: several corpora are observed with one load."""
+    return load_model(folder, dtype, device, trust_remote_code)

@@ -1,0 +1,303 @@
+"""Per-expert sums of any MoE model in one ordinary forward pass, with no code per architecture.
+
+An experts function of transformers receives (hidden [T, D], expert [T, K], gate [T, K]) and returns the gated sum
+[T, D]. Ours calls the library's own with every (token, slot) as a row of its own, one expert and weight 1: each row
+of the result is exactly f_e(x_t), whatever the layout of the weights. The layer's output is put together again from
+these rows, so the model computes what it always computes, with the same number of operations.
+
+Rows are sorted by expert first, so that the rows of an expert are one segment and their sums are deterministic on
+every device.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+from transformers.utils.output_capturing import OutputRecorder
+
+from moeprune.errors import BadInput
+from moeprune.schema import layer_of
+from moeprune.statistics import DEPLOYED, merge
+
+IMPLEMENTATION = "moeprune_observed"
+_OBSERVERS: dict[nn.Module, "LayerObserver"] = {}
+
+
+class Observer:
+    """`with Observer(model, groups, gate_modes) as observer:` the model's forward passes are observed.
+
+    Before each forward pass set `observer.valid` to its attention mask (None: every position counts); after some,
+    `take` returns the sums and starts again from nothing. Hooks are gone when the block ends, however it ends.
+
+    Raises BadInput if the family has no experts interface, or no router logits where a gate mode needs them.
+    """
+
+    def __init__(self, model: nn.Module, groups: tuple[str, ...], gate_modes: tuple[str, ...]) -> None:
+        self.model = model
+        self.layers = {
+            layer: LayerObserver(module, groups, gate_modes) for layer, module in experts_modules(model).items()
+        }
+        self.routers = router_modules(model)
+        if set(gate_modes) - {DEPLOYED} and self.layers.keys() - self.routers.keys():
+            raise BadInput(
+                f"observe.gate_modes: {type(model).__name__} does not expose its router logits: "
+                f"only '{DEPLOYED}' can be observed"
+            )
+        self._undo = ExitStack()
+
+    def __enter__(self) -> "Observer":
+        with ExitStack() as undo:
+            for layer, observer in self.layers.items():
+                _OBSERVERS[observer.module] = observer
+                undo.callback(_OBSERVERS.pop, observer.module)
+                # Not model.set_experts_implementation(): on a subclass in another file it silently does nothing.
+                config = observer.module.config
+                undo.callback(
+                    setattr, config, "_experts_implementation_internal", config._experts_implementation_internal
+                )
+                config._experts_implementation_internal = IMPLEMENTATION
+                if layer in self.routers:
+                    router, position = self.routers[layer]
+                    undo.callback(router.register_forward_hook(observer.keep_logits(position)).remove)
+                for norm in _norms_before(self.model, observer.module):
+                    undo.callback(norm.register_forward_hook(observer.keep_residual).remove)
+                if "inputs" in observer.groups:
+                    observer.keep_inner(undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    @property
+    def valid(self) -> Tensor | None:
+        """The attention mask of the coming forward pass [B, T], or None."""
+        return next(iter(self.layers.values())).valid
+
+    @valid.setter
+    def valid(self, mask: Tensor | None) -> None:
+        for observer in self.layers.values():
+            observer.valid = None if mask is None else mask.reshape(-1).bool()
+
+    def take(self) -> dict[str, Tensor]:
+        """The sums since the last call, by the names of `Statistics`, with a leading axis of layers, on the CPU.
+
+        Raises RuntimeError if a layer saw no token: an observer that counts nothing would be believed otherwise.
+        """
+        if silent := [layer for layer, observer in self.layers.items() if not observer.sums]:
+            raise RuntimeError(f"layers {silent} were not observed: the model does not call its experts' interface")
+        names = set.intersection(*(set(observer.sums) for observer in self.layers.values()))
+        taken = {
+            name: torch.stack([observer.sums[name] for observer in self.layers.values()]).cpu()
+            for name in sorted(names)
+        }
+        for observer in self.layers.values():
+            observer.sums = {}
+        return taken
+
+
+class LayerObserver:
+    """The sums of one layer. Sums are kept on the device of the model, in float64."""
+
+    def __init__(self, module: Any, groups: tuple[str, ...], gate_modes: tuple[str, ...]) -> None:
+        self.module = module  # a transformers module, whose attributes are not typed
+        self.experts: int = module.num_experts
+        self.groups, self.gate_modes = groups, gate_modes
+        self.sums: dict[str, Tensor] = {}
+        self.valid: Bool[Tensor, T] | None = None
+        self.logits: Float[Tensor, "T E"] | None = None
+        self.inner: Float[Tensor, "N I"] | None = None
+        self.residuals: dict[int, Tensor] = {}
+        self.router_is_sigmoid: bool | None = None
+
+    def keep_logits(self, position: int) -> Callable[..., None]:
+        """A hook that keeps a router's logits until the experts of the layer run."""
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            logits = output[position] if isinstance(output, tuple | list) else output
+            self.logits = logits.detach().float().reshape(-1, logits.shape[-1])[:, : self.experts]
+
+        return hook
+
+    def keep_residual(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A hook that keeps what a norm was given, by the address of what it returned."""
+        self.residuals[output.data_ptr()] = inputs[0]
+
+    def keep_inner(self, undo: ExitStack) -> None:
+        """Keep the input of the down projection each time the experts run."""
+        module = self.module
+
+        def keep(inner: Tensor) -> Tensor:
+            self.inner = inner.detach()
+            return inner
+
+        if module.has_gate:
+            gate = module._apply_gate
+            module._apply_gate = lambda projected: keep(gate(projected))
+            undo.callback(delattr, module, "_apply_gate")
+        else:
+            undo.callback(module.act_fn.register_forward_hook(lambda _, __, output: keep(output)).remove)
+
+    def record(
+        self,
+        hidden: Float[Tensor, "T D"],
+        expert: Int[Tensor, "N"],
+        token: Int[Tensor, "N"],
+        gate: Float[Tensor, "N"],
+        output: Float[Tensor, "N D"],
+        total: Float[Tensor, "T D"],
+    ) -> None:
+        """Add the rows of one forward pass, sorted by expert: row i is `token[i]` at `expert[i]`, ungated."""
+        # A slot of weight 0 is no visit: zaya writes "skip" as (expert 0, weight 0).
+        counted = ((gate != 0) & (expert < self.experts)).double()
+        if self.valid is not None:
+            counted = counted * self.valid.to(expert.device)[token]
+        lengths = torch.bincount(expert, minlength=self.experts)[: self.experts]
+        rows = int(lengths.sum())
+        norm = output.float().norm(dim=-1).double()
+
+        def per_expert(values: Tensor, reduce: str = "sum") -> Tensor:
+            return torch.segment_reduce(values[:rows], reduce, lengths=lengths)
+
+        def moments(gates: Tensor) -> Float64[Tensor, "E 3 3"]:
+            by_gate = torch.stack([counted, gates * counted, gates.square() * counted], 1)
+            by_norm = torch.stack([torch.ones_like(norm), norm, norm.square()], 1)
+            return per_expert((by_gate[:, :, None] * by_norm[:, None, :]).flatten(1)).reshape(-1, 3, 3)
+
+        gates = gate.double()
+        new = {"moments": moments(gates)}
+        contribution = gates * norm * counted
+        if self.logits is not None:
+            probability = self._probability(expert, token, gate)
+            seen = probability if self.valid is None else probability * self.valid.to(probability.device)[:, None]
+            new["probability"] = seen.sum(0, dtype=torch.float64)
+            full = self.logits.softmax(-1)[token, expert.clamp_max(self.experts - 1)].double()
+            chosen = torch.zeros(len(hidden), dtype=torch.float64, device=full.device).index_put_(
+                (token,), full * (expert < self.experts), accumulate=True
+            )
+            for mode, values in (("softmax_full", full), ("softmax_topk", full / chosen[token])):
+                if mode in self.gate_modes:
+                    new[f"moments.{mode}"] = moments(values)
+        if (residual := self.residuals.get(hidden.data_ptr())) is not None:
+            residual = residual.reshape(hidden.shape).float()
+            turn = 1 - torch.cosine_similarity(residual, residual + total.float(), dim=-1)
+            new["easy_ep"] = per_expert(contribution * turn.clamp_min(0).double()[token])
+        hidden_rows = counted > 0
+        for name, extreme in (("max_activation", output.amax(-1)), ("max_abs_activation", output.abs().amax(-1))):
+            new[name] = per_expert(extreme.double().where(hidden_rows, -torch.inf), "max")
+        if "vectors" in self.groups:
+            new["output_sum"] = per_expert(output.double() * counted[:, None])
+        if "pairs" in self.groups:
+            size = (len(hidden), self.experts + 1)  # the last column takes what belongs to no routed expert
+            place = (token, expert.clamp_max(self.experts))
+            for name, values in (("pair_count", counted), ("pair_contribution", contribution)):
+                table = torch.zeros(size, dtype=torch.float64, device=values.device)
+                table = table.index_put_(place, values)[:, : self.experts]
+                new[name] = table.T @ table
+        if "inputs" in self.groups and self.inner is not None:
+            # The library sorts the rows again; repeating its sort tells where each row went.
+            order = torch.sort(expert).indices
+            for name, values in (("up", hidden[token]), ("down", self.inner[torch.argsort(order)])):
+                energy = values.double().square() * counted[:, None]
+                new[f"input_energy.{name}"] = per_expert(energy * gates.square()[:, None])
+                new[f"input_energy.{name}.ungated"] = per_expert(energy)
+        for name, value in new.items():
+            self.sums[name] = merge(name)(self.sums[name], value) if name in self.sums else value
+        self.residuals, self.logits, self.inner = {}, None, None
+
+    def _probability(self, expert: Tensor, token: Tensor, gate: Tensor) -> Float[Tensor, "T E"]:
+        """The router's probabilities of all experts: sigmoid or softmax, whichever its gates are made of."""
+        assert self.logits is not None
+        sigmoid, softmax = self.logits.sigmoid(), self.logits.softmax(-1)
+        if self.router_is_sigmoid is None:
+            place = (token, expert.clamp_max(self.experts - 1))
+
+            def distance(probability: Tensor) -> float:
+                # A renormalised or scaled gate is a constant multiple per token: compare its parts of the sum.
+                def parts(values: Tensor) -> Tensor:
+                    sums = torch.zeros(len(probability), device=values.device).index_put_(
+                        (token,), values, accumulate=True
+                    )
+                    return values / sums[token].clamp_min(1e-20)
+
+                return float((parts(gate.float()) - parts(probability[place])).abs().max()) + 1e-3 * float(
+                    (gate.float() - probability[place]).abs().mean()
+                )
+
+            self.router_is_sigmoid = distance(sigmoid) < distance(softmax)
+        return sigmoid if self.router_is_sigmoid else softmax
+
+
+def observed_experts_forward(module: nn.Module, hidden: Tensor, expert: Tensor, gate: Tensor) -> Tensor:
+    """The experts function registered with transformers while a model is observed."""
+    observer = _OBSERVERS[module]
+    slots = expert.shape[-1]
+    sorted_expert, order = expert.reshape(-1).sort(stable=True)
+    token = order // slots
+    # On a CPU the library's plain loop over experts is fastest for long batches; elsewhere its grouped kernel. Only
+    # the grouped one shows the input of the down projection.
+    plain = hidden.device.type == "cpu" and "inputs" not in observer.groups
+    forward = type(module).forward.__wrapped__ if plain else grouped_mm_experts_forward  # type: ignore[attr-defined]
+    one = torch.ones(len(order), 1, dtype=hidden.dtype, device=hidden.device)
+    output = forward(module, hidden[token], sorted_expert[:, None], one)
+    sorted_gate = gate.reshape(-1)[order]
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    weighted = (output * sorted_gate[:, None])[back].reshape(len(hidden), slots, -1).sum(1).to(hidden.dtype)
+    observer.record(hidden, sorted_expert, token, sorted_gate, output, weighted)
+    return weighted
+
+
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, observed_experts_forward)
+
+
+def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
+    """The modules that hold routed experts, by layer: those marked by transformers' `use_experts_implementation`."""
+    marks = ("has_gate", "is_transposed", "_apply_gate")
+    found = {
+        layer: module
+        for name, module in model.named_modules()
+        if all(hasattr(module, mark) for mark in marks) and (layer := layer_of(name)) is not None
+    }
+    if not found:
+        raise BadInput(
+            f"observe: no module of {type(model).__name__} has transformers' experts interface: "
+            "this family cannot be observed; choose a weight-only criterion"
+        )
+    return dict(sorted(found.items()))
+
+
+def router_modules(model: nn.Module) -> dict[int, tuple[nn.Module, int]]:
+    """(router, position of its logits in its output) by layer, from the model's own declaration of its outputs."""
+    found: dict[int, tuple[nn.Module, int]] = {}
+    for part in model.modules():
+        declared = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
+        for recorder in declared if isinstance(declared, list | tuple) else [declared]:
+            target, position = (
+                (recorder.target_class, recorder.index) if isinstance(recorder, OutputRecorder) else (recorder, 0)
+            )
+            for name, module in model.named_modules():
+                layer = layer_of(name)
+                if target is not None and isinstance(module, target) and layer is not None:
+                    found.setdefault(layer, (module, position))
+    return found
+
+
+def _norms_before(model: nn.Module, experts: nn.Module) -> list[nn.Module]:
+    """The norms of the decoder layer that holds `experts`: modules with a one-dimensional weight."""
+    name = next(name for name, module in model.named_modules() if module is experts)
+    decoder = next(prefix for prefix in _prefixes(name) if layer_of(prefix) is not None)
+    return [
+        module
+        for module in model.get_submodule(decoder).modules()
+        if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.dim() == 1
+    ]
+
+
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]

@@ -1,0 +1,290 @@
+"""DVC versions the bytes of corpora and masks: files under `data/`, recorded in `data.dvc`.
+
+The store's artifact is canonical; what lies under `data/` is a copy, named once and kept. Files are added one by one:
+that changes their own entry in `data.dvc` and nothing else, so neither a file that is missing from the workspace nor
+one that somebody edited can alter what is recorded. `dvc` is imported here only.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+from dvc.output import Output
+from dvc.repo import Repo, lock_repo
+from dvc_data.hashfile.checkout import checkout
+from dvc_data.hashfile.hash import hash_file
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.tree import Tree
+from dvc_objects.errors import ObjectFormatError
+from filelock import FileLock
+
+from moeprune.errors import BadInput
+
+DATA = "data"
+RECORD = "data.dvc"
+SHIPPED = Path("demo/remote")
+"""The remote that comes with the repository; it is read, never written."""
+ATTEMPTS = 20
+"""Each waits the three seconds that DVC itself waits for its lock."""
+QUIET = {"autostage": False, "analytics": False, "check_update": False}
+
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+for _noisy in ("dvc", "dvc_data", "dvc_objects"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A file as DVC knows it."""
+
+    path: str
+    """Relative to the project, `data/corpora/...`."""
+    md5: str
+    """Of this one file; what the tracker records and `restore` asks for."""
+    bytes: int
+
+
+def init(project: Path) -> bool:
+    """Make `project` a DVC project, quiet about itself and hands off the git index. False: it is one already.
+
+    Outside git it works as well, without older revisions.
+    """
+    if _is_project(project):
+        return False
+    inside_git = _git(project, "rev-parse", "--is-inside-work-tree") is not None
+    with (
+        Repo.init(str(project), no_scm=not inside_git, subdir=inside_git and not (project / ".git").exists()) as repo,
+        repo.config.edit() as config,
+    ):
+        config["core"].update(QUIET)
+    return True
+
+
+def register(file: Path, name: str, project: Path) -> Version:
+    """Have `data/<name>` be `file` and `data.dvc` record it; done already, nothing is written.
+
+    Whatever else `data.dvc` lists and the workspace lacks is brought back first. Raises BadInput if that is not to be
+    had, or if `project` is no DVC project.
+    """
+    with _repository(project) as repo:
+        _complete(repo)
+        target = Path(repo.root_dir, DATA, name)
+        md5 = _md5(repo, file)
+        if not target.is_file() or _md5(repo, target) != md5:
+            _copy(file, target)
+        if _recorded(repo).get(name) != md5:
+            # The first file makes data.dvc; from then on each is added alone.
+            repo.add(str(target if _output(repo) else Path(repo.root_dir, DATA)))
+        return Version(path=f"{DATA}/{name}", md5=_recorded(repo)[name], bytes=target.stat().st_size)
+
+
+def pull(project: Path) -> list[str]:
+    """Bring back what `data.dvc` lists and the workspace lacks; files that are there are left as they are.
+
+    Returns the names brought back, relative to `data/`. Raises BadInput if one is not to be had.
+    """
+    with _repository(project) as repo:
+        return _complete(repo)
+
+
+def restore(md5: str, project: Path) -> Path:
+    """The file with this md5 under `data/`, brought back by DVC if it is not there.
+
+    It is looked for in `data.dvc`, in what the cache remembers and in all commits. Where its name has since got other
+    content, that stays and the file lies beside it with its md5 in the name. Raises BadInput if it is not to be had.
+    """
+    with _repository(project) as repo:
+        name = next((name for tree in _trees(repo) for name, known in tree.items() if known == md5), f"restored/{md5}")
+        target = Path(repo.root_dir, DATA, name)
+        if target.exists() and _md5(repo, target) != md5:
+            target = target.with_name(f"{target.stem}.{md5[:8]}{target.suffix}")
+        if not target.exists():
+            if _fetch(repo, [md5]):
+                raise BadInput(
+                    f"md5 {md5} is neither in the DVC cache of {project} nor in {_remotes_text(repo)}: "
+                    "have whoever registered it run `dvc push`, or run its recipe again"
+                )
+            _check_out(repo, md5, target)
+        return target
+
+
+def push(project: Path) -> bool:
+    """Push what `data.dvc` lists to the team's remote. False: the team has set none, so nothing was done."""
+    with _repository(project) as repo:
+        remote = repo.config["core"].get("remote")
+        if remote is None or _output(repo) is None:
+            return False
+        url = repo.config["remote"][remote]["url"]
+        if Path(url).resolve() == Path(repo.root_dir, SHIPPED).resolve():
+            return False
+        try:
+            repo.push(targets=[str(Path(repo.root_dir, RECORD))])
+        except Exception as error:  # a remote fails in as many ways as there are clouds
+            raise BadInput(f"DVC remote '{remote}' ({url}): {error}: check it with `dvc push`") from error
+        return True
+
+
+def changed(project: Path) -> bool:
+    """Whether `data.dvc` differs from the last commit; False outside git."""
+    return bool(_git(project, "--no-optional-locks", "status", "--porcelain", "--", RECORD))
+
+
+def _is_project(project: Path) -> bool:
+    return (project / ".dvc" / "config").is_file()
+
+
+def _git(project: Path, *words: str) -> str | None:
+    done = subprocess.run(["git", *words], cwd=project, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@contextmanager
+def _repository(project: Path) -> Iterator[Repo]:
+    """The project's DVC repository, held alone: other runs and a user's own `dvc` are waited for."""
+    if not _is_project(project):
+        raise BadInput(f"{project.absolute()} is not set up for DVC: run `moeprune init` there")
+    project = project.absolute()
+    own = project / ".dvc" / "tmp" / "moeprune.lock"
+    own.parent.mkdir(exist_ok=True)
+    try:
+        with FileLock(own), Repo(str(project), config={"core": QUIET}) as repo, ExitStack() as stack:
+            _hold(repo, stack)
+            yield repo
+    except DvcException as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{project / RECORD}: DVC says: {reason}: `dvc status` there shows what is wrong") from error
+
+
+def _hold(repo: Repo, stack: ExitStack) -> None:
+    for _ in range(ATTEMPTS):
+        try:
+            stack.enter_context(lock_repo(repo))
+            return
+        except LockError:
+            continue
+    raise BadInput(f"{repo.root_dir}: another `dvc` holds the repository: let it finish, then run again")
+
+
+def _output(repo: Repo) -> Output | None:
+    """What `data.dvc` records, or None without one."""
+    record = str(Path(repo.root_dir, RECORD))
+    if not repo.fs.exists(record):
+        return None
+    output: Output = repo.stage.load_one(record).outs[0]
+    return output
+
+
+def _recorded(repo: Repo) -> dict[str, str]:
+    """Name and md5 of the files that `data.dvc` lists. Raises BadInput if the list itself is not to be had."""
+    output = _output(repo)
+    if output is None:
+        return {}
+    oid = str(output.hash_info.value)
+    if _fetch(repo, [oid]):
+        if output.workspace_status():
+            raise BadInput(
+                f"{Path(repo.root_dir, RECORD)} names the list {oid}, which is neither in the DVC cache nor in "
+                f"{_remotes_text(repo)}: name the remote that has it (`dvc remote add`), have whoever committed "
+                f"data.dvc run `dvc push`, or go back to an older data.dvc with git"
+            )
+        repo.add(output.fs_path)  # every listed file is in the workspace, unchanged: only the cache was lost
+    return _names(repo, oid)
+
+
+def _names(repo: Repo, oid: str) -> dict[str, str]:
+    return {"/".join(key): str(info.value) for key, _, info in Tree.load(repo.cache.local, HashInfo("md5", oid))}
+
+
+def _complete(repo: Repo) -> list[str]:
+    data = Path(repo.root_dir, DATA)
+    missing = {name: md5 for name, md5 in _recorded(repo).items() if not (data / name).exists()}
+    lost = set(_fetch(repo, list(missing.values())))
+    if lost:
+        names = [f"{DATA}/{name}" for name, md5 in missing.items() if md5 in lost]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise BadInput(
+            f"{Path(repo.root_dir, RECORD)} lists {', '.join(names[:3])}{more}, neither in the workspace, nor in the DVC "
+            f"cache, nor in {_remotes_text(repo)}: name the remote that has it (`dvc remote add`), have whoever "
+            "registered it run `dvc push`, or drop it with `dvc add data`"
+        )
+    for name, md5 in missing.items():
+        _check_out(repo, md5, data / name)
+    return sorted(missing)
+
+
+def _trees(repo: Repo) -> Iterator[dict[str, str]]:
+    """What has been recorded, nearest first: now, in lists the cache holds, in any commit."""
+    seen: set[str] = set()
+
+    def new(oid: str) -> Iterator[dict[str, str]]:
+        if oid not in seen and not _fetch(repo, [oid]):
+            yield _names(repo, oid)
+        seen.add(oid)
+
+    if output := _output(repo):
+        yield from new(str(output.hash_info.value))
+    for oid in [oid for oid in repo.cache.local.all() if oid.endswith(".dir")]:
+        yield from new(oid)
+    for _ in repo.brancher(all_commits=True, workspace=False):
+        if output := _output(repo):
+            yield from new(str(output.hash_info.value))
+
+
+def _remotes(repo: Repo) -> list[str]:
+    """The default first. The others count too: the demo's objects stay in the remote they came with."""
+    default = repo.config["core"].get("remote")
+    return sorted(repo.config["remote"], key=lambda name: (name != default, name))
+
+
+def _remotes_text(repo: Repo) -> str:
+    places = [f"{name} ({repo.config['remote'][name]['url']})" for name in _remotes(repo)]
+    return f"a remote: {', '.join(places)}" if places else "a remote (none is set)"
+
+
+def _fetch(repo: Repo, md5s: list[str]) -> list[str]:
+    """Have objects in the cache; returns those that neither it nor any remote has."""
+    missing = [md5 for md5 in md5s if not _cached(repo, md5)]
+    for remote in _remotes(repo):
+        if not missing:
+            break
+        try:
+            repo.cloud.pull([HashInfo("md5", md5) for md5 in missing], remote=remote)
+        except Exception as error:  # a remote fails in as many ways as there are clouds; the next one may have it
+            logging.getLogger("moeprune").warning("DVC remote '%s': %s", remote, error)
+        missing = [md5 for md5 in missing if not _cached(repo, md5)]
+    return missing
+
+
+def _cached(repo: Repo, md5: str) -> bool:
+    try:
+        repo.cache.local.check(md5)
+    except (FileNotFoundError, ObjectFormatError):
+        return False
+    return True
+
+
+def _check_out(repo: Repo, md5: str, target: Path) -> None:
+    """Put one object of the cache where no file is. `Repo.checkout` would drop all of `data/` if one file failed."""
+    checkout(str(target), repo.fs, repo.cache.local.get(md5), repo.cache.local, state=repo.state)
+
+
+def _md5(repo: Repo, file: Path) -> str:
+    """A file's md5; DVC remembers it by the file's size and time of change."""
+    return str(hash_file(str(file.absolute()), repo.fs, "md5", state=repo.state)[1].value)
+
+
+def _copy(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(file, new)
+        new.replace(target)  # never through a link into DVC's cache
+    finally:
+        new.unlink(missing_ok=True)
