@@ -210,8 +210,8 @@ def _complete(repo: Repo) -> list[str]:
         names = [f"{DATA}/{name}" for name, md5 in missing.items() if md5 in lost]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise BadInput(
-            f"{Path(repo.root_dir, RECORD)} lists {', '.join(names[:3])}{more}, neither in the workspace, nor in the DVC "
-            f"cache, nor in {_remotes_text(repo)}: name the remote that has it (`dvc remote add`), have whoever "
+            f"{Path(repo.root_dir, RECORD)} lists {', '.join(names[:3])}{more}, neither in the workspace, nor in the "
+            f"DVC cache, nor in {_remotes_text(repo)}: name the remote that has it (`dvc remote add`), have whoever "
             "registered it run `dvc push`, or drop it with `dvc add data`"
         )
     for name, md5 in missing.items():
