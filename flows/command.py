@@ -103,6 +103,7 @@ def sweep(
     *,
     changes: Changes = (),
     table: Annotated[Path | None, Parameter(help="Put the table of results between this file's sweep markers.")] = None,
+    plot: Annotated[Path | None, Parameter(help="Draw the results into this PNG or SVG file.")] = None,
 ) -> None:
     """Run a recipe that has lists where it could have single values: every combination, sharing what can be shared."""
     from flows import show
@@ -113,6 +114,8 @@ def sweep(
     show.sweep(result)
     if table is not None:
         show.write_table(result, table, f"moeprune sweep {recipe}")
+    if plot is not None:
+        show.write_plot(result, plot)
 
 
 @runs_app.command(name="list")

@@ -40,7 +40,7 @@ def make_plan(recipe: Recipe) -> Plan:
     def look_up(work: Any, step: Step, **arguments: Any) -> Artifact | None:
         found = store.find(step)
         if step.key is None:
-            stages.append(Planned(step, "unknown", f"unknown until {' and '.join(step.unknown)} has run"))
+            stages.append(Planned(step, "unknown", f"unknown until its {' and '.join(step.unknown)} is known"))
         elif found:
             stages.append(Planned(step, "hit", "in the store, verified"))
         else:
@@ -65,7 +65,7 @@ def reason(step: Step, store: Store) -> str:
             before.append(differences(step, manifest))
     if not before:
         return "never run" if not step.of else f"never run for {step.of}"
-    return "changed: " + ", ".join(min(before, key=len))
+    return "changed: " + ", ".join(min(before, key=lambda changes: len(changes)))
 
 
 def differences(step: Step, manifest: dict[str, Any]) -> list[str]:

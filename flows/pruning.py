@@ -155,6 +155,7 @@ class Engine:
             before, after = (store.folder(report) for report in made.reports.values() if report)
             self.outcome.metrics["delta"] = evaluate.compare(before, after)
             run.log_metrics(self.outcome.metrics["delta"], "delta")
+            run.log_text(evaluate.side_by_side(before, after), "generations.md")
         versions = {f"dvc.{title}": version.md5 for title, version in self.outcome.versions.items()}
         run.tag({f"artifact.{record.step.title}": record.artifact.path for record in self.outcome.records} | versions)
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows import plots
 from flows.planning import Plan
 from flows.pruning import Outcome, Record
 from flows.recipe import Recipe
@@ -17,6 +18,7 @@ from flows.runs import Comparison
 from flows.sweeping import Sweep
 from moeprune.errors import BadInput
 from tasks import versioning
+from tasks.artifacts import Store
 from tasks.tracking import Record as Recorded
 
 console = Console()
@@ -40,50 +42,72 @@ def size(count: float) -> str:
 
 
 def outcome(recipe: Recipe, result: Outcome) -> None:
-    """The base against the pruned model, memory, and how long each stage took."""
+    """The base against the pruned model, memory, which experts went, and how long each stage took."""
     if result.metrics:
-        table = Table(title=f"{recipe.download.source}: {recipe.score.criterion}, before and after pruning")
-        for column in ("metric", "base", "pruned", "paired difference"):
-            table.add_column(column, justify="left" if column == "metric" else "right")
-        delta = result.metrics.get("delta", {})
-        for name, before in result.metrics["base"].items():
-            paired = delta.get(name) or delta.get(f"log_{name}")
-            label = " (log)" if name not in delta and f"log_{name}" in delta else ""
-            table.add_row(name, number(before), number(result.metrics["pruned"].get(name)), number(paired, 4) + label)
-        for kind, before in result.memory["base"].items():
-            after = result.memory["pruned"][kind]
-            unit = "" if kind == "parameters" else "B"
-            table.add_row(
-                f"memory: {kind}",
-                size(before) + unit,
-                size(after) + unit,
-                f"{after / before - 1:+.1%}" if before else "",
-            )
-        console.print(table)
+        console.print(_metrics(recipe, result))
         console.print(
-            "Errors are standard errors over documents or questions; differences are paired. "
-            "(log): nats per token, the logarithm of the ratio of perplexities.",
+            "± standard error over documents or questions. Differences are paired; of perplexity the difference is in "
+            "nats per token, the logarithm of the ratio.",
             style="dim",
         )
+    console.print(_removed(recipe, result))
     stages = Table(title="stages")
-    for column in ("stage", "store", "seconds", "key"):
+    stages.add_column("stage", no_wrap=True)
+    for column in ("store", "seconds", "key"):
         stages.add_column(column, justify="right" if column == "seconds" else "left")
     for record in result.records:
         stages.add_row(record.step.title, record.cache, f"{record.seconds:.1f}", record.artifact.key[:12])
     console.print(stages)
-    checkpoint = Path(os.path.relpath(_checkpoint(recipe, result)))
-    console.print(f"pruned checkpoint: {checkpoint}", highlight=False, soft_wrap=True)
+    for line in _next(recipe, result):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _metrics(recipe: Recipe, result: Outcome) -> Table:
+    table = Table(title=f"{recipe.download.source} pruned by {recipe.score.criterion}")
+    table.add_column("metric", no_wrap=True)
+    for column in ("base", "pruned", "difference"):
+        table.add_column(column, justify="right", no_wrap=True)
+    delta = result.metrics.get("delta", {})
+    for name, before in result.metrics["base"].items():
+        paired = delta.get(name) or delta.get(f"log_{name}")
+        digits = 1 if name.startswith("perplexity") else 3
+        table.add_row(name, number(before, digits), number(result.metrics["pruned"].get(name), digits), number(paired))
+    table.add_section()
+    for kind, before in result.memory["base"].items():
+        after = result.memory["pruned"][kind]
+        unit = "" if "parameters" in kind else "B"
+        change = f"{after / before - 1:+.1%}" if before else ""
+        table.add_row(kind.replace("_", " "), size(before) + unit, size(after) + unit, change)
+    return table
+
+
+def _removed(recipe: Recipe, result: Outcome) -> Table:
+    assert result.made.mask is not None
+    rows = Store(recipe.runtime.store).manifest(result.made.mask)["facts"]["table"]
+    table = Table(title="experts removed")
+    for column in ("layer", "removed", "of", "closest call"):
+        table.add_column(column, justify="right" if column in ("layer", "of") else "left")
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        own = [row for row in rows if row["layer"] == layer]
+        gone = [row["expert"] for row in own if not row["kept"]]
+        measured = [row for row in own if row["margin"] is not None]
+        # The kept expert nearest to the cut: had the scores differed by twice its margin, another would have stayed.
+        near = min((row for row in measured if row["kept"]), key=lambda row: row["margin"], default=None)
+        call = f"expert {near['expert']} stays by {2 * near['margin']:.3g}" if near and gone else ""
+        table.add_row(str(layer), " ".join(map(str, gone)), str(len(own)), call)
+    return table
+
+
+def _next(recipe: Recipe, result: Outcome) -> list[str]:
+    lines = [f"pruned checkpoint: {os.path.relpath(_checkpoint(recipe, result))}"]
     if versioning.changed(Path.cwd()):
-        console.print(
+        lines.append(
             "data.dvc has changed: DVC now holds this run's corpora and masks. To keep this version: "
-            "git add data.dvc && git commit -m 'corpora and masks of a pruning run'",
-            highlight=False,
-            soft_wrap=True,
+            "git add data.dvc && git commit -m 'corpora and masks of a pruning run'"
         )
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{recipe.runtime.store.absolute()}/mlflow.db"
-    console.print(
-        f"look further: moeprune runs list   or   mlflow ui --backend-store-uri {uri}", highlight=False, soft_wrap=True
-    )
+    lines.append(f"look further: moeprune runs list   or   mlflow ui --backend-store-uri {uri}")
+    return lines
 
 
 def _checkpoint(recipe: Recipe, result: Outcome) -> Path:
@@ -249,3 +273,14 @@ def write_table(result: Sweep, path: Path, command: str) -> None:
     _, _, after = rest.partition(END)
     table = "\n".join(lines)
     path.write_text(f"{before}{BEGIN}\nMade by `{command}`.\n\n{table}\n{END}{after}")
+
+
+def write_plot(result: Sweep, path: Path) -> None:
+    """Draw the sweep's results into a file."""
+    measured = [
+        (_budget(recipe), _criterion(recipe), one.metrics["delta"])
+        for recipe, one in zip(result.recipes, result.outcomes, strict=True)
+        if one.metrics.get("delta")
+    ]
+    if measured:
+        plots.sweep(measured, path)

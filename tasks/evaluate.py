@@ -20,7 +20,7 @@ from tasks.artifacts import Artifact, Params, Runtime, Step, Store, set_threads,
 from tasks.identity import code_digest
 from tasks.progress import progress
 
-CODE = ("moeprune.perplexity", "moeprune.footprint", "moeprune.models", "moeprune.corpus")
+CODE = ("moeprune.perplexity", "moeprune.footprint", "moeprune.models", "moeprune.corpus", "moeprune.surgery")
 LIBRARIES = ("torch", "transformers", "lm-eval")
 REPORT, SAMPLES, GENERATIONS = "report.json", "samples.parquet", "generations.json"
 FORMAT = "moeprune-report/1"
@@ -166,9 +166,7 @@ def evaluate(
             found, rows = _harness(model, tokenizer, params, runtime, trust_remote_code, step)
             metrics |= found
             samples += rows
-        sizes = store.manifest(checkpoint)["files"]
-        memory["disk"] = sum(file["bytes"] for name, file in sizes.items() if name.endswith(".safetensors"))
-        memory["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        memory = {**_sizes(folder, trust_remote_code), **memory}
         report = {
             "format": FORMAT,
             "checkpoint": checkpoint.digest,
@@ -186,6 +184,19 @@ def evaluate(
         }
 
     return store.produce(step, runtime, build)
+
+
+def _sizes(folder: Path, trust_remote_code: bool) -> dict[str, int]:
+    """Bytes of the weights on disk, parameters in total, and parameters a token makes use of."""
+    from moeprune.checkpoint import open_checkpoint
+    from moeprune.schema import read_config, read_plan, read_routing
+    from moeprune.surgery import parameters
+
+    checkpoint = open_checkpoint(folder)
+    config = read_config(folder, trust_remote_code)
+    routing = read_routing(config)
+    total, active = parameters(checkpoint, read_plan(config, trust_remote_code), routing.experts, routing.top_k)
+    return {"disk": checkpoint.weight_bytes, "parameters": total, "active_parameters": active}
 
 
 def _perplexity(
@@ -400,3 +411,12 @@ def compare(before: Path, after: Path) -> dict[str, dict[str, float | int | None
                 if all(row[metric] is not None for row in [*rows.values(), *others.values()]):
                     found[f"{name}/{metric}"] = asdict(mean(column(others, metric) - column(rows, metric)))
     return found
+
+
+def side_by_side(before: Path, after: Path) -> str:
+    """What two evaluated models write after the same beginnings, as Markdown."""
+    old, new = (json.loads((folder / GENERATIONS).read_text()) for folder in (before, after))
+    return "\n".join(
+        f"## {one['corpus']}\n\n**prompt** {one['prompt']}\n\n**base** {one['text']}\n\n**pruned** {other['text']}\n"
+        for one, other in zip(old, new, strict=True)
+    )

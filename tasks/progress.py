@@ -17,6 +17,7 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Calla
         unit=unit,
         unit_scale=True,
         leave=False,
+        delay=0.5,  # what is over at once needs no bar
         file=sys.stderr,
         mininterval=0.2 if sys.stderr.isatty() else 10,
     ) as bar:

@@ -6,6 +6,7 @@ flows cannot mix them up.
 """
 
 import json
+import logging
 import math
 import os
 import re
@@ -43,6 +44,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
+
+logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # if somebody imported it before us
 
 PARENT = "mlflow.parentRunId"
 LONGEST = 6000
@@ -279,6 +282,10 @@ class Run:
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of this run."""
         self._tracker._log(self.id, tags=dict(tags))
+
+    def log_text(self, text: str, name: str) -> None:
+        """Keep a small text as an artifact of this run."""
+        self._client.log_text(self.id, text, name)
 
     def _maker(self, stage: str, key: str) -> str | None:
         found = self._tracker._search(f"tags.key = '{key}' AND tags.cache = 'miss' AND tags.stage = '{stage}'", 1)

@@ -222,19 +222,25 @@ def _complete(repo: Repo) -> list[str]:
 def _trees(repo: Repo) -> Iterator[dict[str, str]]:
     """What has been recorded, nearest first: now, in lists the cache holds, in any commit."""
     seen: set[str] = set()
+    for lists in (_current_list, _cached_lists, _committed_lists):
+        for oid in lists(repo):
+            if oid not in seen and not _fetch(repo, [oid]):
+                yield _names(repo, oid)
+            seen.add(oid)
 
-    def new(oid: str) -> Iterator[dict[str, str]]:
-        if oid not in seen and not _fetch(repo, [oid]):
-            yield _names(repo, oid)
-        seen.add(oid)
 
-    if output := _output(repo):
-        yield from new(str(output.hash_info.value))
-    for oid in [oid for oid in repo.cache.local.all() if oid.endswith(".dir")]:
-        yield from new(oid)
-    for _ in repo.brancher(all_commits=True, workspace=False):
-        if output := _output(repo):
-            yield from new(str(output.hash_info.value))
+def _current_list(repo: Repo) -> list[str]:
+    output = _output(repo)
+    return [str(output.hash_info.value)] if output else []
+
+
+def _cached_lists(repo: Repo) -> list[str]:
+    return [oid for oid in repo.cache.local.all() if oid.endswith(".dir")]
+
+
+def _committed_lists(repo: Repo) -> list[str]:
+    # Gathered before any is fetched: meanwhile the repository, its remotes included, is that of an old commit.
+    return [oid for _ in repo.brancher(all_commits=True, workspace=False) for oid in _current_list(repo)]
 
 
 def _remotes(repo: Repo) -> list[str]:
