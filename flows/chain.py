@@ -52,6 +52,7 @@ def chain(recipe: Recipe, sources: Sources, store: Store, do: Do) -> Products:
                 params=recipe.calibrate,
                 corpus=corpus,
                 path=path,
+                trust_remote_code=trusted,
             )
         for name, blocks in made.corpora.items():
             made.statistics[name] = do(

@@ -39,7 +39,7 @@ def main() -> None:
     """Run the command; exit with 0 when done, 2 for input that can be mended (one line says how), 1 for a failure."""
     as_json = "--json" in sys.argv[1:]
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (BadInput, CycloptsError) as error:
         _fail(" ".join(str(error).split()), "bad_input", as_json)
         sys.exit(2)

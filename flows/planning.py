@@ -65,7 +65,8 @@ def reason(step: Step, store: Store) -> str:
             before.append(differences(step, manifest))
     if not before:
         return "never run" if not step.of else f"never run for {step.of}"
-    return "changed: " + ", ".join(min(before, key=lambda changes: len(changes)))
+    nearest = min(before, key=len)
+    return "changed: " + ", ".join(nearest)
 
 
 def differences(step: Step, manifest: dict[str, Any]) -> list[str]:

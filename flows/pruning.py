@@ -59,6 +59,7 @@ def run_recipe(recipe: Recipe, name: str, tags: dict[str, str] | None = None) ->
         engine = Engine(recipe, store, project, run, outcome)
         outcome.made = chain(recipe, sources, store, engine.do)
         engine.remember()
+        push(project)
     return outcome
 
 
@@ -164,6 +165,12 @@ class Engine:
 def register(file: Path, name: str, project: Path) -> versioning.Version:
     """Have DVC hold a copy of a corpus or mask, on hits and misses alike."""
     return versioning.register(file, name, project)
+
+
+@task(name="push", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5)
+def push(project: Path) -> bool:
+    """Send what DVC holds to the team's remote, if one has been set."""
+    return versioning.push(project)
 
 
 def _results(store: Store) -> Path:

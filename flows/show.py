@@ -155,10 +155,12 @@ def plan(result: Plan) -> None:
 
 
 def runs(found: list[Recorded]) -> None:
-    """The newest runs."""
+    """The newest runs, with the mean over corpora and tasks of what pruning changed."""
     table = Table(title="runs")
-    for column in ("run", "name", "when", "status", "criterion", "mask", "Δ of metrics, paired"):
-        table.add_column(column, overflow="fold")
+    for column in ("run", "name", "when", "status", "criterion", "mask"):
+        table.add_column(column, no_wrap=True)
+    for column in ("Δ log perplexity", "Δ accuracy"):
+        table.add_column(column, justify="right")
     for run in found:
         budget = next(
             (
@@ -168,21 +170,22 @@ def runs(found: list[Recorded]) -> None:
             ),
             "",
         )
-        deltas = [
-            f"{name.removeprefix('delta/')} {value:+.3f}"
-            for name, value in sorted(run.metrics.items())
-            if re.fullmatch(r"delta/(log_perplexity/.*|.*/acc)", name)
-        ]
         table.add_row(
             run.id[:8],
             run.name,
-            f"{run.start:%Y-%m-%d %H:%M}",
+            f"{run.start:%m-%d %H:%M}",
             run.status,
-            run.params.get("score.criterion", ""),
+            run.params.get("score.criterion"),
             budget,
-            ", ".join(deltas),
+            _mean_of(run, r"delta/log_perplexity/(?!.*_stderr$).*"),
+            _mean_of(run, r"delta/.*/acc"),
         )
     console.print(table)
+
+
+def _mean_of(run: Recorded, names: str) -> str:
+    values = [value for name, value in run.metrics.items() if re.fullmatch(names, name)]
+    return f"{mean(values):+.3f}" if values else ""
 
 
 def comparison(found: Comparison) -> None:

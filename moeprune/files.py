@@ -16,7 +16,8 @@ _OWN = ("layer", "tokens", "count", "moments")
 
 def _write(path: Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     # The library sorts tensors by name and metadata keys are sorted here: equal content is equal bytes.
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    # It refuses tensors that share memory, as the scores of a single corpus do with their combination.
+    whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     path.write_bytes(save(whole, metadata={"format": FORMATS[kind]} | dict(sorted(metadata.items()))))
 
 

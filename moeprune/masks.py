@@ -43,12 +43,15 @@ class Mask:
             raise BadInput(f"mask: not JSON ({error}): give a mask.json") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise BadInput(f"mask: not in the format {FORMAT}: give a mask.json written by moeprune")
-        experts = content["experts"]
-        kept = {int(layer): tuple(ids) for layer, ids in content["kept"].items()}
+        try:
+            base, experts = str(content["base"]), int(content["experts"])
+            kept = {int(layer): tuple(map(int, ids)) for layer, ids in content["kept"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadInput(f"mask: base, experts or kept is missing or malformed ({error}): restore the file") from error
         for layer, ids in kept.items():
             if list(ids) != sorted(set(ids)) or not all(0 <= expert < experts for expert in ids):
                 raise BadInput(f"mask: layer {layer} does not list distinct experts below {experts}, ascending")
-        return cls(content["base"], experts, kept)
+        return cls(base, experts, kept)
 
 
 def number_kept(ratio: float, experts: int) -> int:

@@ -36,7 +36,7 @@ def observe_chunk(
 
 
 def _in_chunk(layers: list[int], sums: dict[str, Tensor], tokens: int, chunk: int, chunks: int) -> Statistics:
-    def spread(value: Tensor, empty: float = 0) -> Tensor:
+    def spread(value: Tensor, empty: float = 0.0) -> Tensor:
         spread = torch.full((chunks, *value.shape), empty, dtype=value.dtype)
         spread[chunk] = value
         return spread
@@ -49,7 +49,7 @@ def _in_chunk(layers: list[int], sums: dict[str, Tensor], tokens: int, chunk: in
         moments=spread(sums["moments"]),
         other_gates={mode: spread(value) for mode, value in gates.items()},
         sums={
-            name: spread(value, -torch.inf if name in MAXIMA else 0) if name in PER_CHUNK else value
+            name: spread(value, -torch.inf if name in MAXIMA else 0.0) if name in PER_CHUNK else value
             for name, value in sums.items()
             if not name.startswith("moments")
         },

@@ -152,6 +152,8 @@ class LayerObserver:
         total: Float[Tensor, "T D"],
     ) -> None:
         """Add the rows of one forward pass, sorted by expert: row i is `token[i]` at `expert[i]`, ungated."""
+        if self.valid is not None and len(self.valid) != len(hidden):
+            raise ValueError(f"the attention mask covers {len(self.valid)} positions, the experts saw {len(hidden)}")
         # A slot of weight 0 is no visit: zaya writes "skip" as (expert 0, weight 0).
         counted = ((gate != 0) & (expert < self.experts)).double()
         if self.valid is not None:

@@ -39,8 +39,14 @@ def prune_checkpoint(
     Router rows, correction biases and stacked or per-expert weights follow the plan; what no plan mentions is copied
     byte for byte. `progress` is told the bytes of each tensor written. At most one tensor is in memory.
 
-    Raises BadInput for a tensor of one expert that the plan does not explain (a quantisation scale, an MTP layer).
+    Raises BadInput for a mask that does not fit, and for a tensor of one expert that the plan does not explain (a
+    quantisation scale, an MTP layer).
     """
+    if sorted(mask.kept) != plan.layers or mask.experts != plan.experts or len(set(mask.counts.values())) != 1:
+        raise BadInput(
+            f"mask: it must keep as many of {plan.experts} experts in each of the layers {plan.layers}, but it is of "
+            f"{mask.experts} experts and keeps {mask.counts}: make a mask for this checkpoint"
+        )
     (keep,) = set(mask.counts.values())
     contents = _contents(source, plan, mask)
     shards = _shards({name: info for name, (info, _) in contents.items()}, shard_bytes)
@@ -67,9 +73,7 @@ def prune_checkpoint(
 
 def pruned_bytes(source: Checkpoint, plan: Plan, keep: int) -> int:
     """Bytes of all tensors if every layer keeps `keep` experts; nothing is read but headers."""
-    first = tuple(range(keep))
-    mask = Mask(base="", experts=plan.experts, kept=dict.fromkeys(plan.layers, first))
-    return sum(info.bytes for info, _ in _contents(source, plan, mask).values())
+    return sum(info.bytes for info in _pruned_infos(source, plan, keep).values())
 
 
 def parameters(source: Checkpoint, plan: Plan, keep: int, top_k: int) -> tuple[int, int]:
@@ -78,15 +82,17 @@ def parameters(source: Checkpoint, plan: Plan, keep: int, top_k: int) -> tuple[i
     Active are all but those of the experts a token is not routed to; embeddings count as active.
     """
     total = active = 0.0
-    for name, info in source.tensors.items():
+    for name, info in _pruned_infos(source, plan, keep).items():
         size = torch.Size(info.shape).numel()
-        if not plan.is_expert_weight(name, info.shape):
-            total, active = total + size, active + size
-        else:
-            # A stacked tensor holds all experts, one of a single expert is met E times.
-            each = size / plan.experts
-            total, active = total + each * keep, active + each * top_k
+        of_experts = name in plan.axes or plan.expert_of(name) is not None
+        weight_or_bias = plan.is_expert_weight(name, info.shape) or (of_experts and ".experts." in name)
+        total, active = total + size, active + (size * top_k / keep if weight_or_bias else size)
     return round(total), round(active)
+
+
+def _pruned_infos(source: Checkpoint, plan: Plan, keep: int) -> dict[str, TensorInfo]:
+    mask = Mask(base="", experts=plan.experts, kept=dict.fromkeys(plan.layers, tuple(range(keep))))
+    return {name: info for name, (info, _) in _contents(source, plan, mask).items()}
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,9 @@ def step(params: CalibrateParams, corpus: CorpusSource, path: Path, tokenizer: A
 
 
 @stage(name="calibrate")
-def calibrate(step: Step, runtime: Runtime, params: CalibrateParams, corpus: CorpusSource, path: Path) -> Artifact:
+def calibrate(
+    step: Step, runtime: Runtime, params: CalibrateParams, corpus: CorpusSource, path: Path, trust_remote_code: bool
+) -> Artifact:
     """Sample, tokenise, cut and deal out one corpus: tokens.safetensors."""
     store = Store(runtime.store)
 
@@ -97,7 +99,7 @@ def calibrate(step: Step, runtime: Runtime, params: CalibrateParams, corpus: Cor
 
         checkpoint = step.inputs["download"]
         assert checkpoint is not None
-        tokenizer = AutoTokenizer.from_pretrained(store.folder(checkpoint))
+        tokenizer = AutoTokenizer.from_pretrained(store.folder(checkpoint), trust_remote_code=trust_remote_code)
         documents = list(read_documents(path, corpus.field))
         with progress(step.title, params.tokens, "tok") as done:
             blocks = build_corpus(

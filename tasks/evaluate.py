@@ -97,7 +97,7 @@ def check_built_in(name: str) -> None:
     """BadInput, with the nearest name, if lm-eval has no such task."""
     from lm_eval.tasks import TaskManager
 
-    known_word(name, TaskManager(verbosity="ERROR").all_tasks, "evaluate.tasks:")
+    known_word(name, TaskManager().all_tasks, "evaluate.tasks:")
 
 
 def data_files(name: str, content: dict[str, Any]) -> dict[str, Path]:
@@ -152,7 +152,7 @@ def evaluate(
         folder, device = store.folder(checkpoint), pick_device(runtime.device)
         memory = measure(folder, params.dtype, device, params.sequence_length, trust_remote_code)
         model = load_model(folder, params.dtype, device, trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         metrics: dict[str, Any] = {}
         samples: list[dict[str, Any]] = []
         written: list[dict[str, str]] = []
@@ -301,9 +301,7 @@ def _harness(
         pretrained=model, tokenizer=tokenizer, batch_size=runtime.batch_size * 4, max_length=params.sequence_length
     )
     with _task_folder(params, trusted) as folder:
-        manager = TaskManager(
-            include_path=str(folder), include_defaults=not all(map(is_local, params.tasks)), verbosity="ERROR"
-        )
+        manager = TaskManager(include_path=str(folder), include_defaults=not all(map(is_local, params.tasks)))
         try:
             results = simple_evaluate(
                 model=lm,

@@ -124,6 +124,7 @@ def push(project: Path) -> bool:
         url = repo.config["remote"][remote]["url"]
         if Path(url).resolve() == Path(repo.root_dir, SHIPPED).resolve():
             return False
+        _fill_cache(repo)
         try:
             repo.push(targets=[str(Path(repo.root_dir, RECORD))])
         except Exception as error:  # a remote fails in as many ways as there are clouds
@@ -205,18 +206,33 @@ def _names(repo: Repo, oid: str) -> dict[str, str]:
 def _complete(repo: Repo) -> list[str]:
     data = Path(repo.root_dir, DATA)
     missing = {name: md5 for name, md5 in _recorded(repo).items() if not (data / name).exists()}
-    lost = set(_fetch(repo, list(missing.values())))
+    _require(repo, missing)
+    for name, md5 in missing.items():
+        _check_out(repo, md5, data / name)
+    return sorted(missing)
+
+
+def _fill_cache(repo: Repo) -> None:
+    """Have every listed file in the cache: DVC pushes what it finds there and is silent about the rest."""
+    data = Path(repo.root_dir, DATA)
+    missing = {name: md5 for name, md5 in _recorded(repo).items() if not _cached(repo, md5)}
+    for name, md5 in missing.items():
+        if (data / name).is_file() and _md5(repo, data / name) == md5:
+            repo.add(str(data / name))
+    _require(repo, missing)
+
+
+def _require(repo: Repo, files: dict[str, str]) -> None:
+    """Have these listed files in the cache; raise BadInput if neither it nor a remote has one."""
+    lost = set(_fetch(repo, list(files.values())))
     if lost:
-        names = [f"{DATA}/{name}" for name, md5 in missing.items() if md5 in lost]
+        names = [f"{DATA}/{name}" for name, md5 in files.items() if md5 in lost]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise BadInput(
             f"{Path(repo.root_dir, RECORD)} lists {', '.join(names[:3])}{more}, neither in the workspace, nor in the "
             f"DVC cache, nor in {_remotes_text(repo)}: name the remote that has it (`dvc remote add`), have whoever "
             "registered it run `dvc push`, or drop it with `dvc add data`"
         )
-    for name, md5 in missing.items():
-        _check_out(repo, md5, data / name)
-    return sorted(missing)
 
 
 def _trees(repo: Repo) -> Iterator[dict[str, str]]:
