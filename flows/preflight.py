@@ -9,7 +9,7 @@ from moeprune.corpus import read_documents
 from moeprune.errors import BadInput
 from moeprune.schema import Plan, read_config, read_plan, read_routing
 from moeprune.surgery import pruned_bytes
-from tasks import calibrate, download, evaluate, mask
+from tasks import calibrate, download, evaluate, local_tasks, mask
 from tasks.artifacts import Store
 
 
@@ -45,8 +45,8 @@ def _bring_data(recipe: Recipe, project: Path) -> None:
 
 def _check_evaluation(recipe: Recipe) -> None:
     for name in recipe.evaluate.tasks if recipe.evaluate else ():
-        if evaluate.is_local(name):
-            evaluate.data_files(name, evaluate.read_task(name, recipe.download.trust_remote_code))
+        if local_tasks.is_local(name):
+            local_tasks.data_files(name, local_tasks.read_task(name, recipe.download.trust_remote_code))
         else:
             evaluate.check_built_in(name)
 

@@ -25,6 +25,7 @@ def load_model(
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told below, by name
         # Of transformers' implementations the plain loop is fastest for long batches on a CPU.
         experts_implementation="eager" if device == "cpu" else "grouped_mm",
     )

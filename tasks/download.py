@@ -65,10 +65,11 @@ def _commit(params: DownloadParams, store: Store) -> str:
             f"{type(error).__name__}; check the name and revision, and log in (hf auth login) if it is "
             "private or gated"
         ) from error
-    except (HfHubHTTPError, OSError) as error:  # httpx errors are OSErrors or wrapped in HfHubHTTPError
+    except (HfHubHTTPError, OSError) as error:
         return _last_commit(params, record, error)
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "huggingface_hub"):
+        # The library's errors of connection are those of httpx or httpx2, whichever it is built on.
+        if not type(error).__module__.startswith(("httpx", "httpcore", "huggingface_hub")):
             raise
         return _last_commit(params, record, error)
     record.parent.mkdir(parents=True, exist_ok=True)

@@ -4,20 +4,16 @@ Values of every document and every question are kept, so that two checkpoints ar
 """
 
 import json
-import re
-import shutil
-import tempfile
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from moeprune.errors import BadInput, known_word
 from tasks.artifacts import Artifact, Params, Runtime, Step, Store, set_threads, stage
 from tasks.identity import code_digest
+from tasks.local_tasks import data_files, is_local, read_task, task_folder
 from tasks.progress import progress
 
 CODE = ("moeprune.perplexity", "moeprune.footprint", "moeprune.models", "moeprune.corpus", "moeprune.surgery")
@@ -55,60 +51,11 @@ class EvaluateParams(Params):
     """Whether tasks that run generated code may."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads lm-eval's YAML without running its `!function`s, which it only notes."""
-
-
-def _note_function(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> str:
-    return f"!{suffix}"
-
-
-_Loader.add_multi_constructor("!", _note_function)
-
-
-def is_local(name: str) -> bool:
-    """Whether a task is a YAML file rather than one of lm-eval's names."""
-    return name.endswith((".yaml", ".yml"))
-
-
-def read_task(name: str, trusted: bool) -> dict[str, Any]:
-    """A local task's YAML; BadInput if it is missing, or runs code or includes other folders without being trusted."""
-    path = Path(name)
-    if not path.is_file():
-        raise BadInput(f"evaluate.tasks: there is no file {name}: check the path")
-    content = yaml.load(path.read_text(), Loader=_Loader)
-    if not isinstance(content, dict) or not isinstance(content.get("task"), str):
-        raise BadInput(f"evaluate.tasks: {name} names no task: give lm-eval YAML with a key 'task'")
-    if not trusted:
-        if re.search(r"!function\b", path.read_text()):
-            raise BadInput(
-                f"evaluate.tasks: {name} runs code (!function): set download.trust_remote_code: true if you trust it"
-            )
-        included = content.get("include")
-        if included and path.parent.resolve() not in (path.parent / str(included)).resolve().parents:
-            raise BadInput(
-                f"evaluate.tasks: {name} includes {included} outside its folder: set "
-                "download.trust_remote_code: true if you trust it"
-            )
-    return content
-
-
 def check_built_in(name: str) -> None:
     """BadInput, with the nearest name, if lm-eval has no such task."""
     from lm_eval.tasks import TaskManager
 
     known_word(name, TaskManager().all_tasks, "evaluate.tasks:")
-
-
-def data_files(name: str, content: dict[str, Any]) -> dict[str, Path]:
-    """The data files of a local task, absolute, by split; BadInput for one that is not there."""
-    files = (content.get("dataset_kwargs") or {}).get("data_files") or {}
-    files = files if isinstance(files, dict) else {"test": files}
-    found = {str(split): (Path(name).parent / str(file)).resolve() for split, file in files.items()}
-    for file in found.values():
-        if not file.is_file():
-            raise BadInput(f"evaluate.tasks: {name} names the data file {file}, which is not there")
-    return found
 
 
 def step(
@@ -263,25 +210,6 @@ def _continue(model: Any, tokenizer: Any, ids: list[int], name: str) -> dict[str
     return {"corpus": name, "prompt": tokenizer.decode(start[0]), "text": tokenizer.decode(whole[0, start.shape[1] :])}
 
 
-@contextmanager
-def _task_folder(params: EvaluateParams, trusted: bool) -> Any:
-    """A folder with copies of the local tasks in which data files have absolute paths, as lm-eval needs them."""
-    with tempfile.TemporaryDirectory(prefix="moeprune-tasks-") as name:
-        for number, task in enumerate(filter(is_local, params.tasks)):
-            content = read_task(task, trusted)
-            folder = Path(name) / str(number)
-            shutil.copytree(Path(task).parent, folder, ignore=shutil.ignore_patterns("*.jsonl", "*.parquet", "*.arrow"))
-            copy = folder / Path(task).name
-            files = {split: str(path) for split, path in data_files(task, content).items()}
-            if files:
-                content["dataset_kwargs"] = {**content["dataset_kwargs"], "data_files": files}
-                copy.write_text(yaml.safe_dump(content, sort_keys=False))
-            for other in folder.glob("*.y*ml"):
-                if other != copy and "task:" in other.read_text():
-                    other.unlink()
-        yield Path(name)
-
-
 def _harness(
     model: Any, tokenizer: Any, params: EvaluateParams, runtime: Runtime, trusted: bool, step: Step
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -300,7 +228,7 @@ def _harness(
     lm = HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=runtime.batch_size * 4, max_length=params.sequence_length
     )
-    with _task_folder(params, trusted) as folder:
+    with task_folder(params.tasks, trusted) as folder:
         manager = TaskManager(include_path=str(folder), include_defaults=not all(map(is_local, params.tasks)))
         try:
             results = simple_evaluate(
