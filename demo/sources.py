@@ -197,7 +197,7 @@ def chapters(folder: Path) -> Iterator[Document]:
     """The chapters of Jane Austen's six novels."""
     for lines in novels(data_member(fetch(AUSTEN, folder), "janeaustenr/data/Rdata.rdb")):
         title = next(name for name in BOOK_SPLIT if name in " ".join(lines[:12]).upper())
-        book = "\n".join(lines)
+        book = "\n".join(lines).partition("A NOTE ON THE TEXT")[0]  # an editor's, not Jane Austen's
         parts = re.split(
             r"^(?:VOLUME [IVX]+\s+)?CHAPTER (?:[IVXLC]+|\d+)\.?[ ]*$", book, flags=re.MULTILINE | re.IGNORECASE
         )

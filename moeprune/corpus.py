@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,20 +53,23 @@ def read_documents(path: Path, field: str) -> Iterator[str]:
     """The documents of a file, in order, without empty ones.
 
     .txt is one document; .jsonl, .jsonl.gz and .parquet hold one a row, under `field`. Raises BadInput for another
-    kind of file, a row that is not JSON, or a field that is not there.
+    kind of file, a row that is not JSON, a field that is not there, or a file that is not what its name says.
     """
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"corpus {path}: there is no such file: give a {', '.join(SUFFIXES)} file")
-    if path.name.endswith(".txt"):
-        texts: Iterator[str] = iter([path.read_text(encoding="utf-8")])
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        texts = _json_lines(path, field)
-    elif path.name.endswith(".parquet"):
-        texts = _parquet(path, field)
-    else:
+    if not path.name.endswith(SUFFIXES):
         raise BadInput(f"corpus {path}: its kind is unknown: give a {', '.join(SUFFIXES)} file")
-    yield from (text for text in texts if text.strip())
+    try:
+        if path.name.endswith(".txt"):
+            texts: Iterator[str] = iter([path.read_text(encoding="utf-8")])
+        else:
+            texts = _parquet(path, field) if path.suffix == ".parquet" else _json_lines(path, field)
+        yield from (text for text in texts if text.strip())
+    except BadInput:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # gzip, UTF-8 and Arrow each have errors of their own
+        raise BadInput(f"corpus {path}: it cannot be read ({error}): fetch or write the file again") from error
 
 
 def _json_lines(path: Path, field: str) -> Iterator[str]:
@@ -91,7 +95,10 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
         if field not in file.schema_arrow.names:
             raise _no_field(path, field, file.schema_arrow.names, "schema")
         for batch in file.iter_batches(columns=[field]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str | None):
+                    raise _no_field(path, field, file.schema_arrow.names, "schema")
+                yield text or ""
 
 
 def _no_field(path: Path, field: str, names: Sequence[str], where: str) -> BadInput:

@@ -217,6 +217,7 @@ def _harness(
     import logging
 
     import torch
+    from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -244,7 +245,7 @@ def _harness(
                 fewshot_random_seed=params.seed,
                 confirm_run_unsafe_code=params.allow_code_execution,
             )
-        except (KeyError, ConnectionError) as error:
+        except (KeyError, ConnectionError, DatasetsError) as error:
             raise BadInput(
                 f"evaluate.tasks: lm-eval cannot run {', '.join(names)}: {error}; check the names and that "
                 "their data can be reached"

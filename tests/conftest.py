@@ -1,0 +1,21 @@
+"""What every test needs: no network, one thread, the same random numbers each time.
+
+Deterministic algorithms are not forced: that equal runs give equal bytes is a claim about moeprune.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported, hence before them
+
+import pytest
+import torch
+from transformers.utils import logging
+
+torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
