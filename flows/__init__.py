@@ -12,5 +12,6 @@ for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",  # a tokenizer used before a child process is started warns otherwise
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads make a step many times slower when cores are shared
 }.items():
     os.environ.setdefault(_name, _value)

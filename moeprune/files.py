@@ -1,5 +1,6 @@
 """The files others read: corpora, statistics and scores as safetensors. Field names are file names."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -15,10 +16,16 @@ _OWN = ("layer", "tokens", "count", "moments")
 
 
 def _write(path: Path, kind: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    # The library sorts tensors by name and metadata keys are sorted here: equal content is equal bytes.
-    # It refuses tensors that share memory, as the scores of a single corpus do with their combination.
+    # The library refuses tensors that share memory, as the scores of a single corpus do with their combination.
     whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    path.write_bytes(save(whole, metadata={"format": FORMATS[kind]} | dict(sorted(metadata.items()))))
+    content = memoryview(save(whole, metadata={"format": FORMATS[kind], **metadata}))
+    # It writes metadata in random order. With the header sorted, equal content is equal bytes.
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(bytes(content[8:end])), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(content[end:])
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

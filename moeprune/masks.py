@@ -47,9 +47,7 @@ class Mask:
             base, experts = str(content["base"]), int(content["experts"])
             kept = {int(layer): tuple(map(int, ids)) for layer, ids in content["kept"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInput(
-                f"mask: base, experts or kept is missing or malformed ({error}): restore the file"
-            ) from error
+            raise BadInput(f"mask: base, experts or kept is missing or malformed ({error}): restore it") from error
         for layer, ids in kept.items():
             if list(ids) != sorted(set(ids)) or not all(0 <= expert < experts for expert in ids):
                 raise BadInput(f"mask: layer {layer} does not list distinct experts below {experts}, ascending")

@@ -24,14 +24,8 @@ class Observed:
 
     def expected(self, entry: Callable[[tiny.LayerTruth, int], Any]) -> Tensor:
         """[L, E, ...] in float64, one entry at a time."""
-        return torch.stack(
-            [
-                torch.stack(
-                    [torch.as_tensor(entry(layer, expert), dtype=torch.float64) for expert in range(tiny.EXPERTS)]
-                )
-                for layer in self.truth.values()
-            ]
-        )
+        rows = [[torch.as_tensor(entry(layer, e)) for e in range(tiny.EXPERTS)] for layer in self.truth.values()]
+        return torch.stack([torch.stack([value.double() for value in row]) for row in rows])
 
 
 def corpus_of(sequences: list[Tensor], chunk: list[int]) -> Corpus:

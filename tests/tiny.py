@@ -26,60 +26,60 @@ EXPERTS = 8
 TOP_K = 2
 HIDDEN = 32
 
-_COMMON = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=HIDDEN,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=128,
-    num_experts_per_tok=TOP_K,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-    tie_word_embeddings=False,
-)
-_LATENT_ATTENTION = dict(
-    head_dim=4,
-    q_lora_rank=16,
-    kv_lora_rank=16,
-    qk_rope_head_dim=4,
-    qk_nope_head_dim=8,
-    v_head_dim=8,
-    num_key_value_heads=4,
-)
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "num_experts_per_tok": TOP_K,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+_LATENT_ATTENTION = {
+    "head_dim": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
 
 # name: (model type, what it adds to the common values)
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "olmoe": ("olmoe", dict(num_experts=EXPERTS, norm_topk_prob=False)),
-    "olmoe-renormalised": ("olmoe", dict(num_experts=EXPERTS, norm_topk_prob=True)),
-    "mixtral": ("mixtral", dict(num_local_experts=EXPERTS)),
+    "olmoe": ("olmoe", {"num_experts": EXPERTS, "norm_topk_prob": False}),
+    "olmoe-renormalised": ("olmoe", {"num_experts": EXPERTS, "norm_topk_prob": True}),
+    "mixtral": ("mixtral", {"num_local_experts": EXPERTS}),
     "qwen2_moe": (
         "qwen2_moe",
-        dict(
-            num_experts=EXPERTS,
-            moe_intermediate_size=16,
-            shared_expert_intermediate_size=24,
-            norm_topk_prob=False,
-        ),
+        {
+            "num_experts": EXPERTS,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 24,
+            "norm_topk_prob": False,
+        },
     ),
-    "qwen3_moe": ("qwen3_moe", dict(num_experts=EXPERTS, moe_intermediate_size=16, norm_topk_prob=True)),
+    "qwen3_moe": ("qwen3_moe", {"num_experts": EXPERTS, "moe_intermediate_size": 16, "norm_topk_prob": True}),
     "deepseek_v3": (
         "deepseek_v3",
         _LATENT_ATTENTION
-        | dict(
-            n_routed_experts=EXPERTS,
-            moe_intermediate_size=16,
-            n_shared_experts=1,
-            first_k_dense_replace=1,
-            num_hidden_layers=3,
-            n_group=2,
-            topk_group=1,
-        ),
+        | {
+            "n_routed_experts": EXPERTS,
+            "moe_intermediate_size": 16,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "num_hidden_layers": 3,
+            "n_group": 2,
+            "topk_group": 1,
+        },
     ),
-    "gpt_oss": ("gpt_oss", dict(num_local_experts=EXPERTS)),
+    "gpt_oss": ("gpt_oss", {"num_local_experts": EXPERTS}),
 }
 
 FAMILIES = tuple(_FAMILIES)

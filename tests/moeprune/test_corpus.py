@@ -30,11 +30,8 @@ def blocks(corpus: Corpus) -> list[list[int]]:
     return [ids[:length].tolist() for ids, length in zip(corpus.input_ids, corpus.length.tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 63, 200, 240])
-@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize(("tokens", "chunks"), [(1, 1), (63, 1), (240, 1), (4, 4), (63, 4), (240, 4)])
 def test_budget_is_met_exactly(tokens, chunks):
-    if tokens < chunks:
-        pytest.skip("fewer tokens than chunks")
     corpus = build(tokens, chunks=chunks)
     assert corpus.tokens == tokens == sum(map(len, blocks(corpus)))
     assert corpus.chunks == chunks
@@ -112,7 +109,7 @@ def test_corpus_too_short_empty_or_of_too_few_documents_is_refused():
         build(tokens=9999, chunks=1)
     with pytest.raises(BadInput, match="holds no text"):
         build(documents=[])
-    with pytest.raises(BadInput, match="lower calibrate.tokens or chunks"):
+    with pytest.raises(BadInput, match=r"lower calibrate\.tokens or chunks"):
         build(tokens=100, chunks=4, documents=DOCUMENTS[6:7])  # one document gives at most a chunk
 
 

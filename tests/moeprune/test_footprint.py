@@ -47,6 +47,7 @@ def test_peak_sees_memory_that_was_freed_again():
     before = resident()["anonymous"]
     with Peak() as peak:
         block = torch.ones(64 * MEBIBYTE // 4)
-        assert resident()["anonymous"] - before > 60 * MEBIBYTE
+        for _ in range(300):  # time for the sampler to come round
+            assert resident()["anonymous"] - before > 60 * MEBIBYTE
         del block
     assert peak.bytes["anonymous"] > 60 * MEBIBYTE

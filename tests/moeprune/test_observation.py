@@ -120,7 +120,7 @@ def test_sums_not_observed_are_refused_with_the_key_to_set():
             else:
                 with pytest.raises(BadInput, match=f"add '{group}' to observe.sums"):
                     core.sum_of(name)
-    with pytest.raises(BadInput, match="observe.gate_modes"):
+    with pytest.raises(BadInput, match=r"observe\.gate_modes"):
         core.in_gate_mode("softmax_topk")
     with pytest.raises(BadInput, match="did you mean 'softmax_topk'"):
         core.in_gate_mode("softmax_top")

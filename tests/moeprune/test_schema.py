@@ -6,6 +6,7 @@ import pytest
 import tiny
 from transformers import AutoConfig, LlamaConfig
 
+from moeprune.checkpoint import open_checkpoint
 from moeprune.errors import BadInput
 from moeprune.routing import Routing
 from moeprune.schema import Axis, edited_config, layer_of, read_config, read_plan, read_routing, with_expert_count
@@ -37,16 +38,11 @@ def test_plan_every_written_tensor_of_an_expert_is_known(family, tmp_path):
     model.save_pretrained(tmp_path)
     plan = read_plan(read_config(tmp_path))
     assert plan.layers == list(tiny.moe_blocks(model))
-    from moeprune.checkpoint import open_checkpoint
-
-    weights = [
-        (name, info)
-        for name, info in open_checkpoint(tmp_path).tensors.items()
-        if plan.is_expert_weight(name, info.shape)
-    ]
+    tensors = open_checkpoint(tmp_path).tensors
+    weights = {name: info for name, info in tensors.items() if plan.is_expert_weight(name, info.shape)}
     stacked = sum(p.numel() for b in tiny.moe_blocks(model).values() for p in b.experts.parameters() if p.dim() == 3)
-    assert sum(info.bytes for _, info in weights) == 4 * stacked
-    assert not any("shared" in name or "gate.weight" in name or "bias" in name for name, _ in weights)
+    assert sum(info.bytes for info in weights.values()) == 4 * stacked
+    assert not any("shared" in name or "gate.weight" in name or "bias" in name for name in weights)
 
 
 def test_plan_leaves_the_config_as_it_was():
@@ -75,10 +71,10 @@ def test_routing_is_read_from_the_config(family, routing):
 @pytest.mark.parametrize(
     ("model_type", "values", "routing"),
     [
-        ("deepseek_v2", dict(n_group=4, topk_group=2, topk_method="greedy"), Routing(8, 2)),
-        ("deepseek_v2", dict(n_group=4, topk_group=2, topk_method="group_limited_greedy"), Routing(8, 2, 4, 2)),
-        ("ernie4_5_moe", dict(moe_num_experts=8, moe_k=2), Routing(8, 2)),
-        ("dbrx", dict(ffn_config=dict(moe_num_experts=8, moe_top_k=2)), Routing(8, 2)),
+        ("deepseek_v2", {"n_group": 4, "topk_group": 2, "topk_method": "greedy"}, Routing(8, 2)),
+        ("deepseek_v2", {"n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy"}, Routing(8, 2, 4, 2)),
+        ("ernie4_5_moe", {"moe_num_experts": 8, "moe_k": 2}, Routing(8, 2)),
+        ("dbrx", {"ffn_config": {"moe_num_experts": 8, "moe_top_k": 2}}, Routing(8, 2)),
     ],
     ids=["groups-ignored", "groups", "other-names", "nested"],
 )

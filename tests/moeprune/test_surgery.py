@@ -107,9 +107,8 @@ def test_pruning_no_expert_reproduces_the_model_exactly(family, saved, tmp_path)
 @every_family
 def test_config_is_edited_in_the_expert_count_only(family, saved, tmp_path):
     prune(saved(family), tmp_path / "pruned", some_mask(plan_of(saved(family))))
-    before, after = (
-        json.loads((folder / "config.json").read_text()) for folder in (saved(family), tmp_path / "pruned")
-    )
+    folders = (saved(family), tmp_path / "pruned")
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in folders)
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert changed and changed <= {"num_experts", "num_local_experts", "n_routed_experts"}
     assert all((before[key], after[key]) == (tiny.EXPERTS, KEEP) for key in changed)
@@ -165,13 +164,12 @@ def test_shards_of_any_number_become_shards_of_any_number(source_shards, shard_b
         assert pruned.weight_files == ["model.safetensors"] and not index.exists()
     else:
         assert len(pruned.weight_files) > 3
+        content = json.loads(index.read_text())
         for file in pruned.weight_files:
             tensors = load_file(pruned.folder / file)
             assert sum(tensor.nbytes for tensor in tensors.values()) <= shard_bytes
-            assert {
-                name for name, where in json.loads(index.read_text())["weight_map"].items() if where == file
-            } == set(tensors)
-        assert json.loads(index.read_text())["metadata"]["total_size"] == pruned.weight_bytes
+            assert {name for name, where in content["weight_map"].items() if where == file} == tensors.keys()
+        assert content["metadata"]["total_size"] == pruned.weight_bytes
 
 
 def test_a_tensor_larger_than_a_shard_gets_one_of_its_own(saved, tmp_path):
