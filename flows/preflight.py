@@ -1,6 +1,8 @@
 """What is checked before any long work: sources are there, the request can be met, servers answer, disk suffices."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from flows.chain import Sources
 from flows.recipe import Recipe
@@ -18,14 +20,17 @@ def preflight(recipe: Recipe, store: Store, project: Path) -> Sources:
 
     Raises BadInput for what a user can mend; see each stage's functions.
     """
+    if not (project / ".dvc" / "config").is_file():
+        raise BadInput(f"{project} is not set up for DVC: run `moeprune init` there")
     _bring_data(recipe, project)
     _check_evaluation(recipe)
     calibration = {}
     if recipe.score.found.reads == "statistics" and recipe.calibrate is not None:
         calibration = {corpus.name: calibrate.locate(corpus) for corpus in recipe.calibrate.corpora}
-        _check_fields(recipe, calibration)
+        _check_fields("calibrate", recipe.calibrate.corpora, calibration)
     corpora = recipe.evaluate.corpora if recipe.evaluate else ()
     evaluation = {corpus.name: calibrate.locate(calibrate.CorpusSource(**corpus.model_dump())) for corpus in corpora}
+    _check_fields("evaluate", corpora, evaluation)
     model = download.resolve(recipe.download, store)
     keep = _check_model(recipe, model, store)
     return Sources(model, calibration, evaluation, keep)
@@ -51,12 +56,11 @@ def _check_evaluation(recipe: Recipe) -> None:
             evaluate.check_built_in(name)
 
 
-def _check_fields(recipe: Recipe, calibration: dict[str, Path]) -> None:
+def _check_fields(word: str, corpora: Iterable[Any], paths: dict[str, Path]) -> None:
     """The first document of each corpus shows whether its file and field can be read."""
-    assert recipe.calibrate is not None
-    for corpus in recipe.calibrate.corpora:
-        if next(iter(read_documents(calibration[corpus.name], corpus.field)), None) is None:
-            raise BadInput(f"calibrate.corpora '{corpus.name}': {corpus.source} holds no text: give another source")
+    for corpus in corpora:
+        if next(iter(read_documents(paths[corpus.name], corpus.field)), None) is None:
+            raise BadInput(f"{word}.corpora '{corpus.name}': {corpus.source} holds no text: give another source")
 
 
 def _check_model(recipe: Recipe, model: download.Source, store: Store) -> int | None:

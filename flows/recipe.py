@@ -58,7 +58,10 @@ def read_yaml(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
             owner = owner.setdefault(section, {})
             if not isinstance(owner, dict):
                 raise BadInput(f"--set {change}: '{section}' is not a section")
-        owner[key] = yaml.safe_load(value)
+        try:
+            owner[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise BadInput(f"--set {change}: the value is not YAML: quote it or close its brackets") from error
         if place in ("mask.ratio", "mask.keep", "mask.bytes"):  # one budget takes another's place
             for other in {"ratio", "keep", "bytes"} - {key}:
                 owner.pop(other, None)

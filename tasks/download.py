@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,13 @@ def download(step: Step, runtime: Runtime, source: Source) -> Artifact:
             for name in checkpoint.weight_files:
                 refuse_non_finite(folder / name)
                 done((folder / name).stat().st_size)
-        # A repository's own modelling code is kept beside its config, where transformers looks for it.
-        for name in [*checkpoint.files, *(path.name for path in folder.glob("*.py"))]:
+        for name in checkpoint.weight_files:
             _link((folder / name).resolve(), target / name)
+        # Small files are copied, since people edit those in place. A repository's own modelling code is kept beside
+        # its config, where transformers looks for it.
+        for name in [*checkpoint.files, *(path.name for path in folder.glob("*.py"))]:
+            if name not in checkpoint.weight_files:
+                shutil.copyfile(folder / name, target / name)
         return {"bytes": checkpoint.weight_bytes, "shards": len(checkpoint.weight_files)}
 
     return store.produce(step, runtime, build)

@@ -33,7 +33,10 @@ def read_task(name: str, trusted: bool) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
         raise BadInput(f"evaluate.tasks: there is no file {name}: check the path")
-    content = yaml.load(path.read_text(), Loader=_Loader)
+    try:
+        content = yaml.load(path.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise BadInput(f"evaluate.tasks: {name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("task"), str):
         raise BadInput(f"evaluate.tasks: {name} names no task: give lm-eval YAML with a key 'task'")
     if not trusted:

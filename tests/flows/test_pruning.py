@@ -40,9 +40,7 @@ def test_run_json_has_every_stage_and_artifact(finished):
     assert list(result) == ["run_id", "status", "error", "stages", "metrics", "checkpoint"]
     assert (result["status"], result["error"]) == ("done", None)
     assert list(result["stages"]) == WORDS
-    labels = {
-        word: [artifact["of"] for artifact in stage["artifacts"]] for word, stage in result["stages"].items()
-    }
+    labels = {word: [artifact["of"] for artifact in stage["artifacts"]] for word, stage in result["stages"].items()}
     assert labels["calibrate"] == labels["observe"] == list(sample.CORPORA)
     assert labels["evaluate"] == ["base", "pruned"]
     for word, stage in result["stages"].items():
@@ -274,8 +272,10 @@ def test_plan_tells_disk_and_memory(done, moeprune):
     out = moeprune("plan", "params/quick.yaml").out
     stored = sum(path.stat().st_size for path in (done / "model").glob("*.safetensors"))
     kept = sum(path.stat().st_size for path in (done / ".moeprune/prune").glob("*/*.safetensors"))
-    disk, memory = (float(line.split(before)[1].split(" ")[0]) * 1e3 for line, before in
-                    ((out, "at most "), (out, "the weights take ")))
+    disk, memory = (
+        float(line.split(before)[1].split(" ")[0]) * 1e3
+        for line, before in ((out, "at most "), (out, "the weights take "))
+    )
     assert disk > kept and memory == pytest.approx(stored, rel=0.1)
 
 
@@ -294,7 +294,9 @@ def test_runs_compare_equals_pairs_of_the_samples(done, finished, run, moeprune)
     answer = moeprune("runs", "compare", first["run_id"][:8], second["run_id"])
     assert answer.status == 0, answer.err
     tables = [
-        parquet.read_table(done / ".moeprune" / result["stages"]["evaluate"]["artifacts"][1]["path"] / "samples.parquet")
+        parquet.read_table(
+            done / ".moeprune" / result["stages"]["evaluate"]["artifacts"][1]["path"] / "samples.parquet"
+        )
         for result in (first, second)
     ]
     before, after = (

@@ -100,9 +100,7 @@ def test_run_killed_is_closed_in_the_tracker_by_the_next(project, run, process):
     from tasks.artifacts import Store
     from tasks.tracking import Tracker
 
-    killed = process(
-        project, "moeprune.files.save_scores", "1", "before", "run", "params/quick.yaml", script=KILL
-    )
+    killed = process(project, "moeprune.files.save_scores", "1", "before", "run", "params/quick.yaml", script=KILL)
     assert killed.status == -9, killed.err
     tracker = Tracker(Store(project / ".moeprune"))
     assert [record.status for record in tracker.list_runs()] == ["RUNNING"]

@@ -216,7 +216,9 @@ def test_evaluate_pruned_model_is_another_and_the_base_is_reused(workshop, param
 
     loaded = []
     load_model = __import__("moeprune.models").models.load_model
-    monkeypatch.setattr("moeprune.models.load_model", lambda folder, *r: loaded.append(folder) or load_model(folder, *r))
+    monkeypatch.setattr(
+        "moeprune.models.load_model", lambda folder, *r: loaded.append(folder) or load_model(folder, *r)
+    )
     other = pruned(workshop, (2, 3, 4, 5, 6, 7))
     assert measure(workshop, params) == base
     measure(workshop, params, "pruned", other)

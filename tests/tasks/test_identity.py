@@ -123,7 +123,13 @@ def test_imported_finds_modules_and_what_is_taken_from_them():
         "from moeprune.criteria import unified, find\n"
         "def f():\n    from moeprune.files import save_corpus\n"
     )
-    expected = ["moeprune.errors", "moeprune.corpus", "moeprune.criteria.unified", "moeprune.criteria", "moeprune.files"]
+    expected = [
+        "moeprune.errors",
+        "moeprune.corpus",
+        "moeprune.criteria.unified",
+        "moeprune.criteria",
+        "moeprune.files",
+    ]
     assert imported(source) == expected
 
 
