@@ -48,7 +48,7 @@ def number_to_keep(params: MaskParams, folder: Path, trust_remote_code: bool = F
     routing = read_routing(read_config(folder, trust_remote_code))
     if params.bytes is not None:
         return _within(params.bytes, folder, trust_remote_code)
-    keep = params.keep if params.keep is not None else number_kept(params.ratio or 0, routing.experts)
+    keep = params.keep if params.keep is not None else number_kept(params.ratio or 0.0, routing.experts)
     routing.check(keep)
     return keep
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import sample
-import torch
 from mlflow.entities import LoggedModelStatus
 from mlflow.tracking import MlflowClient
 from pyarrow import parquet
 
 from moeprune.masks import Mask
-from tasks import evaluate
 
 WORDS = ["download", "calibrate", "observe", "score", "mask", "prune", "evaluate"]
 
@@ -293,12 +291,8 @@ def test_runs_compare_equals_pairs_of_the_samples(done, finished, run, moeprune)
     second = run("params/whole.yaml", "mask.ratio=0.5").json
     answer = moeprune("runs", "compare", first["run_id"][:8], second["run_id"])
     assert answer.status == 0, answer.err
-    tables = [
-        parquet.read_table(
-            done / ".moeprune" / result["stages"]["evaluate"]["artifacts"][1]["path"] / "samples.parquet"
-        )
-        for result in (first, second)
-    ]
+    folders = [result["stages"]["evaluate"]["artifacts"][1]["path"] for result in (first, second)]
+    tables = [parquet.read_table(done / ".moeprune" / folder / "samples.parquet") for folder in folders]
     before, after = (
         {(row["set"], row["id"]): row for row in table.to_pylist() if row["kind"] == "document"} for table in tables
     )

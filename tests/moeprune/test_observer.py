@@ -1,5 +1,8 @@
 """The sums of one pass against one token at one expert at a time."""
 
+import gc
+import weakref
+
 import pytest
 import tiny
 import torch
@@ -203,6 +206,16 @@ def test_observer_inside_a_block_raising_after_some_layers_recovers_for_the_next
     handle.remove()
     found = observe(model, corpus_of(sequences, [0, 0, 0]))
     assert torch.equal(found.moments, observed("olmoe").statistics.moments)
+
+
+def test_observer_does_not_keep_a_model_alive():
+    model = tiny.new_model("olmoe")
+    with Observer(model, ("core",), ("deployed",)):
+        tiny.logits(model, torch.stack(tiny.token_ids(12)))
+    alive = weakref.ref(model.model.layers[0].mlp.experts)
+    del model
+    gc.collect()
+    assert alive() is None
 
 
 def test_take_layer_that_saw_nothing_is_an_error_not_a_zero():

@@ -42,6 +42,7 @@ def test_uniform_keeps_the_highest_of_each_layer():
 
 def test_uniform_ties_are_broken_by_expert_id_the_lower_goes():
     assert uniform.select(scores_of([1.0] * 6), 4, Routing(6, 2)).tolist() == [[2, 3, 4, 5]]
+    assert uniform.select(scores_of([1.0] * 512), 500, Routing(512, 8)).tolist() == [list(range(12, 512))]
     assert uniform.select(scores_of([5.0, 1.0, 1.0, 1.0, 0.0, 1.0]), 3, Routing(6, 2)).tolist() == [[0, 3, 5]]
 
 

@@ -191,10 +191,15 @@ def test_stored_precisions_are_kept_and_mixed_ones_are_readable(saved, tmp_path)
     shutil.copytree(saved("deepseek_v3"), tmp_path / "mixed")
     state = load_file(tmp_path / "mixed" / "model.safetensors")
     state = {name: tensor if "bias" in name or "norm" in name else tensor.bfloat16() for name, tensor in state.items()}
+    state["a.first.by.name"] = torch.ones(3, dtype=torch.bfloat16)  # 6 bytes: what follows it is not aligned to 4
     save_file(state, tmp_path / "mixed" / "model.safetensors", metadata={"format": "pt"})
     prune(tmp_path / "mixed", tmp_path / "pruned", some_mask(plan_of(tmp_path / "mixed")))
     found = load_file(tmp_path / "pruned" / "model.safetensors")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32, torch.bfloat16}
+    content = (tmp_path / "pruned" / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    for name, entry in json.loads(content[8 : 8 + length]).items():
+        assert name == "__metadata__" or entry["data_offsets"][0] % found[name].element_size() == 0, name
     assert all(found[name].dtype == state[name].dtype for name in found if ".experts." not in name)
 
 

@@ -141,7 +141,7 @@ def test_download_hub_repository_without_a_shard_is_refused(models, tmp_path, ru
     (tmp_path / "less/model-00002-of-00005.safetensors").unlink()
     with serve({NAME: {OLD: tmp_path / "less"}}) as hub:
         point_at(monkeypatch, hub.url, tmp_path / "cache")
-        with pytest.raises(BadInput, match="names model-00002-of-00005.safetensors, which is not there"):
+        with pytest.raises(BadInput, match=r"names model-00002-of-00005\.safetensors, which is not there"):
             fetch(runtime)
 
 

@@ -15,6 +15,7 @@ import yaml
 from pyarrow import parquet
 from tokenizers import Tokenizer
 
+from moeprune import models
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from tasks import evaluate, prune
@@ -215,10 +216,8 @@ def test_evaluate_pruned_model_is_another_and_the_base_is_reused(workshop, param
     assert report(smaller)["memory"]["parameters"] < report(base)["memory"]["parameters"]
 
     loaded = []
-    load_model = __import__("moeprune.models").models.load_model
-    monkeypatch.setattr(
-        "moeprune.models.load_model", lambda folder, *r: loaded.append(folder) or load_model(folder, *r)
-    )
+    load_model = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda folder, *more: loaded.append(folder) or load_model(folder, *more))
     other = pruned(workshop, (2, 3, 4, 5, 6, 7))
     assert measure(workshop, params) == base
     measure(workshop, params, "pruned", other)
