@@ -14,12 +14,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 from transformers.utils.output_capturing import OutputRecorder
 
 from moeprune.errors import BadInput
+from moeprune.rows import Rows
 from moeprune.schema import layer_of
 from moeprune.statistics import DEPLOYED, merge
 
@@ -108,7 +109,7 @@ class LayerObserver:
         self.experts: int = module.num_experts
         self.groups, self.gate_modes = groups, gate_modes
         self.sums: dict[str, Tensor] = {}
-        self.valid: Bool[Tensor, T] | None = None
+        self.valid: Bool[Tensor, "T"] | None = None
         self.logits: Float[Tensor, "T E"] | None = None
         self.inner: Float[Tensor, "N I"] | None = None
         self.residuals: dict[int, Tensor] = {}
@@ -142,96 +143,55 @@ class LayerObserver:
         else:
             undo.callback(module.act_fn.register_forward_hook(lambda _, __, output: keep(output)).remove)
 
-    def record(
-        self,
-        hidden: Float[Tensor, "T D"],
-        expert: Int[Tensor, "N"],
-        token: Int[Tensor, "N"],
-        gate: Float[Tensor, "N"],
-        output: Float[Tensor, "N D"],
-        total: Float[Tensor, "T D"],
-    ) -> None:
-        """Add the rows of one forward pass, sorted by expert: row i is `token[i]` at `expert[i]`, ungated."""
-        if self.valid is not None and len(self.valid) != len(hidden):
-            raise ValueError(f"the attention mask covers {len(self.valid)} positions, the experts saw {len(hidden)}")
-        # A slot of weight 0 is no visit: zaya writes "skip" as (expert 0, weight 0).
-        counted = ((gate != 0) & (expert < self.experts)).double()
-        if self.valid is not None:
-            counted = counted * self.valid.to(expert.device)[token]
-        lengths = torch.bincount(expert, minlength=self.experts)[: self.experts]
-        rows = int(lengths.sum())
-        norm = output.float().norm(dim=-1).double()
-
-        def per_expert(values: Tensor, reduce: str = "sum") -> Tensor:
-            return torch.segment_reduce(values[:rows], reduce, lengths=lengths)
-
-        def moments(gates: Tensor) -> Float64[Tensor, "E 3 3"]:
-            by_gate = torch.stack([counted, gates * counted, gates.square() * counted], 1)
-            by_norm = torch.stack([torch.ones_like(norm), norm, norm.square()], 1)
-            return per_expert((by_gate[:, :, None] * by_norm[:, None, :]).flatten(1)).reshape(-1, 3, 3)
-
-        gates = gate.double()
-        new = {"moments": moments(gates)}
-        contribution = gates * norm * counted
-        if self.logits is not None:
-            probability = self._probability(expert, token, gate)
-            seen = probability if self.valid is None else probability * self.valid.to(probability.device)[:, None]
-            new["probability"] = seen.sum(0, dtype=torch.float64)
-            full = self.logits.softmax(-1)[token, expert.clamp_max(self.experts - 1)].double()
-            chosen = torch.zeros(len(hidden), dtype=torch.float64, device=full.device).index_put_(
-                (token,), full * (expert < self.experts), accumulate=True
-            )
-            for mode, values in (("softmax_full", full), ("softmax_topk", full / chosen[token])):
-                if mode in self.gate_modes:
-                    new[f"moments.{mode}"] = moments(values)
+    def record(self, rows: Rows, hidden: Float[Tensor, "T D"], total: Float[Tensor, "T D"]) -> None:
+        """Add the rows of one forward pass of the layer from `hidden` to `total`."""
+        contribution = rows.gate * rows.norm * rows.counted
+        new = {"moments": rows.moments(rows.gate), **self._router_sums(rows)}
         if (residual := self.residuals.get(hidden.data_ptr())) is not None:
-            residual = residual.reshape(hidden.shape).float()
-            turn = 1 - torch.cosine_similarity(residual, residual + total.float(), dim=-1)
-            new["easy_ep"] = per_expert(contribution * turn.clamp_min(0).double()[token])
-        hidden_rows = counted > 0
-        for name, extreme in (("max_activation", output.amax(-1)), ("max_abs_activation", output.abs().amax(-1))):
-            new[name] = per_expert(extreme.double().where(hidden_rows, -torch.inf), "max")
+            turn = _turn(residual.reshape(hidden.shape).float(), total.float())
+            new["easy_ep"] = rows.per_expert(contribution * turn.clamp_min(0).double()[rows.token])
+        new["max_activation"] = rows.largest(rows.output.amax(-1))
+        new["max_abs_activation"] = rows.largest(torch.linalg.vector_norm(rows.output, ord=torch.inf, dim=-1))
         if "vectors" in self.groups:
-            new["output_sum"] = per_expert(output.double() * counted[:, None])
+            new["output_sum"] = rows.weighted(rows.output, rows.counted)
         if "pairs" in self.groups:
-            size = (len(hidden), self.experts + 1)  # the last column takes what belongs to no routed expert
-            place = (token, expert.clamp_max(self.experts))
-            for name, values in (("pair_count", counted), ("pair_contribution", contribution)):
-                table = torch.zeros(size, dtype=torch.float64, device=values.device)
-                table = table.index_put_(place, values)[:, : self.experts]
+            for name, values in (("pair_count", rows.counted), ("pair_contribution", contribution)):
+                table = rows.by_token(values)
                 new[name] = table.T @ table
         if "inputs" in self.groups and self.inner is not None:
             # The library sorts the rows again; repeating its sort tells where each row went.
-            order = torch.sort(expert).indices
-            for name, values in (("up", hidden[token]), ("down", self.inner[torch.argsort(order)])):
-                energy = values.double().square() * counted[:, None]
-                new[f"input_energy.{name}"] = per_expert(energy * gates.square()[:, None])
-                new[f"input_energy.{name}.ungated"] = per_expert(energy)
+            order = torch.sort(rows.expert).indices
+            for name, values in (("up", hidden[rows.token]), ("down", self.inner[torch.argsort(order)])):
+                energy = values.double().square()
+                new[f"input_energy.{name}"] = rows.weighted(energy, rows.gate.square() * rows.counted)
+                new[f"input_energy.{name}.ungated"] = rows.weighted(energy, rows.counted)
         for name, value in new.items():
             self.sums[name] = merge(name)(self.sums[name], value) if name in self.sums else value
         self.residuals, self.logits, self.inner = {}, None, None
 
-    def _probability(self, expert: Tensor, token: Tensor, gate: Tensor) -> Float[Tensor, "T E"]:
-        """The router's probabilities of all experts: sigmoid or softmax, whichever its gates are made of."""
-        assert self.logits is not None
+    def _router_sums(self, rows: Rows) -> dict[str, Tensor]:
+        """Sums that need the router's logits: probabilities of all experts, and moments of other gates."""
+        if self.logits is None:
+            return {}
         sigmoid, softmax = self.logits.sigmoid(), self.logits.softmax(-1)
         if self.router_is_sigmoid is None:
-            place = (token, expert.clamp_max(self.experts - 1))
+            self.router_is_sigmoid = rows.distance(sigmoid) < rows.distance(softmax)
+        probability = sigmoid if self.router_is_sigmoid else softmax
+        if self.valid is not None:
+            probability = probability * self.valid.to(probability.device)[:, None]
+        found = {"probability": probability.sum(0, dtype=torch.float64)}
+        if set(self.gate_modes) - {DEPLOYED}:
+            full = rows.chosen(softmax)
+            gates = {"softmax_full": full, "softmax_topk": full / rows.by_token(full).sum(1)[rows.token]}
+            found |= {f"moments.{mode}": rows.moments(gates[mode]) for mode in self.gate_modes if mode != DEPLOYED}
+        return found
 
-            def distance(probability: Tensor) -> float:
-                # A renormalised or scaled gate is a constant multiple per token: compare its parts of the sum.
-                def parts(values: Tensor) -> Tensor:
-                    sums = torch.zeros(len(probability), device=values.device).index_put_(
-                        (token,), values, accumulate=True
-                    )
-                    return values / sums[token].clamp_min(1e-20)
 
-                return float((parts(gate.float()) - parts(probability[place])).abs().max()) + 1e-3 * float(
-                    (gate.float() - probability[place]).abs().mean()
-                )
-
-            self.router_is_sigmoid = distance(sigmoid) < distance(softmax)
-        return sigmoid if self.router_is_sigmoid else softmax
+def _turn(residual: Float[Tensor, "T D"], added: Float[Tensor, "T D"]) -> Float[Tensor, "T"]:
+    """1 - cos(x, x + y): how far the routed experts turn the residual stream."""
+    after = residual + added
+    lengths = torch.linalg.vector_norm(residual, dim=-1) * torch.linalg.vector_norm(after, dim=-1)
+    return 1 - torch.linalg.vecdot(residual, after) / lengths.clamp_min(1e-20)
 
 
 def observed_experts_forward(module: nn.Module, hidden: Tensor, expert: Tensor, gate: Tensor) -> Tensor:
@@ -250,7 +210,8 @@ def observed_experts_forward(module: nn.Module, hidden: Tensor, expert: Tensor, 
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
     weighted = (output * sorted_gate[:, None])[back].reshape(len(hidden), slots, -1).sum(1).to(hidden.dtype)
-    observer.record(hidden, sorted_expert, token, sorted_gate, output, weighted)
+    rows = Rows(observer.experts, sorted_expert, token, sorted_gate, output, len(hidden), observer.valid)
+    observer.record(rows, hidden, weighted)
     return weighted
 
 

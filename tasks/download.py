@@ -95,8 +95,15 @@ def read_config_folder(source: Source) -> Path:
     if source.folder is not None:
         return source.folder
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
 
-    return Path(hf_hub_download(source.repository, "config.json", revision=source.commit)).parent
+    try:
+        return Path(hf_hub_download(source.repository, "config.json", revision=source.commit)).parent
+    except (EntryNotFoundError, GatedRepoError) as error:
+        raise BadInput(
+            f"download.source: no config.json of {source.repository} at {source.commit} is to be had "
+            f"({type(error).__name__}): check the name and the connection, and log in (hf auth login) if it is gated"
+        ) from error
 
 
 def step(params: DownloadParams, source: Source, store: Store) -> Step:

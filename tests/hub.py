@@ -37,6 +37,8 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     """Names of files whose next sending stops halfway, once each."""
+    gated: set[str] = field(default_factory=set)
+    """Repositories that tell about themselves but give no file out."""
 
     def folder(self, repository: str, revision: str | None) -> tuple[str, Path] | None:
         """(commit, its folder) of a revision: a commit, `main`, or None for the newest."""
@@ -103,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, hub: Hub, found: re.Match[str], commit: str, folder: Path, body: bool) -> None:
         path = folder / found["path"]
+        if found["repo"] in hub.gated:
+            return self._refuse(403, "GatedRepo")
         if not path.is_file():
             return self._refuse(404, "EntryNotFound", commit)
         content = path.read_bytes()

@@ -311,14 +311,11 @@ def test_process_bad_input_exits_with_2_and_one_json_object(project, process):
     assert len(answer.out.splitlines()) == len(answer.err.splitlines()) == 1
 
 
-def test_process_failure_exits_with_1_and_one_json_object(project, process):
-    script = (
-        "import moeprune.files\n"
-        "def fail(*_): raise OSError('the disk went away')\n"
-        "moeprune.files.save_corpus = fail\n"
-        "from flows.command import main\n"
-        "main()"
-    )
-    answer = process(project, "run", QUICK, "--json", script=script)
+def test_run_failure_exits_with_1_and_one_json_object(project, server, moeprune, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk went away")
+
+    monkeypatch.setattr("moeprune.files.save_corpus", fail)
+    answer = moeprune("run", QUICK, "--json")
     assert answer.status == 1
     assert answer.json["status"] == "failed" and "the disk went away" in answer.json["error"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sample
+from hub import closed_port, point_at, serve
 from mlflow.entities import LoggedModelStatus
 from mlflow.tracking import MlflowClient
 from pyarrow import parquet
@@ -367,3 +368,21 @@ def test_init_first_recipe_is_valid_but_for_its_sources(tmp_path, moeprune, monk
     for word in written:
         section = getattr(recipe, word)
         assert section.model_fields_set >= set(type(section).model_fields) - {"keep", "bytes"}, word
+
+
+# hub
+
+
+def test_run_from_the_hub_is_pinned_to_its_commit_and_works_offline_afterwards(project, run, moeprune, monkeypatch):
+    commit = "c" * 40
+    with serve({"owner/tiny": {commit: project / "model"}}) as hub:
+        point_at(monkeypatch, hub.url, project.parent / "cache")
+        first = run("params/quick.yaml", "download.source=owner/tiny")
+    (download,) = first.json["stages"]["download"]["artifacts"]
+    manifest = json.loads((project / ".moeprune" / download["path"] / "manifest.json").read_text())
+    assert manifest["params"] == {"source": {"repository": "owner/tiny", "commit": commit}}
+    point_at(monkeypatch, f"http://127.0.0.1:{closed_port()}", project.parent / "cache")
+    again = run("params/quick.yaml", "download.source=owner/tiny")
+    assert again.missed == [] and again.keys == first.keys
+    # The same files from a folder are the same model: nothing but download is new.
+    assert run("params/quick.yaml").missed == ["download"]

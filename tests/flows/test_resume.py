@@ -79,3 +79,27 @@ def test_run_killed_is_closed_in_the_tracker_by_the_next(project, run, server):
     assert [record.status for record in tracker.list_runs()] == ["RUNNING"]
     run("params/quick.yaml")
     assert [record.status for record in tracker.list_runs()] == ["FINISHED", "KILLED"]
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "missed"),
+    [
+        # The artifact of the second corpus is in the store, but not yet in DVC.
+        ("dvc.repo.Repo.add", 2, ["observe wiki", "observe code", "score reap", "mask", "prune"]),
+        # The statistics are in the store, but not yet in the tracker.
+        ("tasks.tracking.Run.log_stage", 5, ["score reap", "mask", "prune"]),
+        # The files of the scores are written, their manifest is not.
+        ("tasks.artifacts.git_state", 6, ["score reap", "mask", "prune"]),
+    ],
+    ids=["DVC", "MLflow", "manifest"],
+)
+def test_run_killed_between_stages_goes_on_there(
+    place: str, call: int, missed: list[str], project, finished, run, server
+):
+    quick = "params/quick.yaml"
+    assert killed.moeprune(project, ("run", quick), place, call, server) == -9
+    answer = run(quick)
+    assert answer.missed == missed
+    stages = ("calibrate", "observe", "score", "mask", "prune")
+    assert contents(project / ".moeprune", *stages) == contents(finished[0] / ".moeprune", *stages)
+    assert (project / "data.dvc").read_bytes() == (finished[0] / "data.dvc").read_bytes()

@@ -145,6 +145,27 @@ def test_download_hub_repository_without_a_shard_is_refused(models, tmp_path, ru
             fetch(runtime)
 
 
+def test_read_config_gated_repository_is_refused_with_the_remedy(hub):
+    hub.gated.add(NAME)
+    with pytest.raises(BadInput, match=r"GatedRepoError.*hf auth login"):
+        download.read_config_folder(download.Source(None, NAME, OLD))
+
+
+def test_read_config_repository_without_one_is_refused(models, tmp_path, monkeypatch):
+    shutil.copytree(models[OLD], tmp_path / "less")
+    (tmp_path / "less/config.json").unlink()
+    with serve({NAME: {OLD: tmp_path / "less"}}) as hub:
+        point_at(monkeypatch, hub.url, tmp_path / "cache")
+        with pytest.raises(BadInput, match=r"no config\.json of owner/tiny"):
+            download.read_config_folder(download.Source(None, NAME, OLD))
+
+
+def test_read_config_hub_gone_before_it_was_fetched_is_refused(hub, monkeypatch, tmp_path):
+    unplug(hub, monkeypatch, tmp_path)
+    with pytest.raises(BadInput, match=r"no config\.json of owner/tiny .*check the name and the connection"):
+        download.read_config_folder(download.Source(None, NAME, OLD))
+
+
 def test_download_folder_is_linked_and_survives_the_removal_of_its_origin(models, runtime, tmp_path):
     shutil.copytree(models[OLD], tmp_path / "model")
     _, artifact = fetch(runtime, source=str(tmp_path / "model"))

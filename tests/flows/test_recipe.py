@@ -1,0 +1,68 @@
+"""Recipes: changes from the command line, and sweeps."""
+
+import pytest
+import yaml
+
+from flows.recipe import expand, parse_recipe, read_recipe, to_yaml
+
+BASE = {
+    "download": {"source": "model"},
+    "calibrate": {"corpora": [{"name": "wiki", "source": "a"}, {"name": "code", "source": "b"}]},
+    "mask": {"ratio": 0.25},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    return path
+
+
+def test_read_recipe_changes_are_yaml_values(recipe):
+    changes = ("calibrate.seed=3", "score.options={b: 2}", "score.criterion=unified", "observe.sums=[pairs]")
+    read = read_recipe(recipe, changes)
+    assert (read.calibrate.seed, read.score.options, read.score.criterion) == (3, {"b": 2}, "unified")
+    assert read.observe.sums == ("core", "pairs")
+
+
+@pytest.mark.parametrize("change", ["mask.keep=4", "mask.bytes=9MB", "mask.ratio=0.5"])
+def test_read_recipe_another_budget_takes_the_place_of_the_first(change: str, recipe):
+    budget = {name: value for name, value in read_recipe(recipe, (change,)).mask if name != "selection"}
+    given = {"mask.keep=4": ("keep", 4), "mask.bytes=9MB": ("bytes", 9_000_000), "mask.ratio=0.5": ("ratio", 0.5)}
+    assert {name: value for name, value in budget.items() if value is not None} == dict([given[change]])
+
+
+def test_to_yaml_is_the_same_recipe_with_every_default(recipe):
+    read = read_recipe(recipe)
+    written = yaml.safe_load(to_yaml(read))
+    assert parse_recipe(written, "again") == read
+    assert written["observe"]["sums"] == ["core", "vectors"] and written["runtime"]["batch_size"] == 16
+
+
+def test_expand_recipe_without_lists_is_one():
+    assert list(expand(BASE)) == [BASE]
+
+
+def test_expand_lists_of_values_are_every_combination_and_corpora_stay_together():
+    content = BASE | {"mask": {"ratio": [0.25, 0.5]}, "score": {"criterion": ["reap", "frequency", "ean"]}}
+    found = [(one["mask"]["ratio"], one["score"]["criterion"]) for one in expand(content)]
+    assert sorted(found) == sorted((r, c) for r in (0.25, 0.5) for c in ("reap", "frequency", "ean"))
+    assert all(one["calibrate"] == BASE["calibrate"] for one in expand(content))
+    assert all(parse_recipe(one, "sweep") for one in expand(content))
+
+
+def test_expand_list_of_sections_with_a_list_inside():
+    content = BASE | {
+        "score": [{"criterion": "reap"}, {"criterion": "uniform_random", "options": {"seed": [0, 1]}}],
+    }
+    assert [one["score"] for one in expand(content)] == [
+        {"criterion": "reap"},
+        {"criterion": "uniform_random", "options": {"seed": 0}},
+        {"criterion": "uniform_random", "options": {"seed": 1}},
+    ]
+
+
+def test_expand_lists_that_a_recipe_has_anyway_are_no_axes():
+    content = BASE | {"observe": {"sums": ["core", "pairs"]}, "evaluate": {"tasks": ["arc_easy", "piqa"]}}
+    assert len(list(expand(content))) == 1
