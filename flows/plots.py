@@ -45,6 +45,7 @@ def sweep(measured: Iterable[tuple[str, str, dict[str, dict[str, Any]]]], path: 
             metric.replace("log_perplexity/", "Δ log perplexity\n").replace("/acc", "\nΔ accuracy"), fontsize=9
         )
         panel.tick_params(labelsize=8)
+        panel.locator_params(axis="x", nbins=5)
         panel.grid(axis="y", linewidth=0.3)
     panels[0][0].set_yticks(range(len(criteria)), criteria)
     panels[0][0].invert_yaxis()

@@ -65,15 +65,18 @@ def _check_fields(word: str, corpora: Iterable[Any], paths: dict[str, Path]) -> 
 
 def _check_model(recipe: Recipe, model: download.Source, store: Store) -> int | None:
     trusted = recipe.download.trust_remote_code
-    checkpoint = open_checkpoint(model.folder) if model.folder else None
-    config = read_config(download.read_config_folder(model), trusted)
+    folder = model.folder
+    if folder is None and (stored := store.find(download.step(recipe.download, model, store))):
+        folder = store.folder(stored)  # what is in the store needs no Hub
+    config = read_config(folder or download.read_config_folder(model), trusted)
     read_routing(config)
     plan = read_plan(config, trusted)
-    if checkpoint is None:
+    if folder is None:
         if recipe.mask.bytes is not None:
             return None
         return mask.number_to_keep(recipe.mask, download.read_config_folder(model), trusted)
-    keep = mask.number_to_keep(recipe.mask, checkpoint.folder, trusted)
+    checkpoint = open_checkpoint(folder)
+    keep = mask.number_to_keep(recipe.mask, folder, trusted)
     store.check_space(disk_needed(recipe, checkpoint, plan, keep))
     return keep
 
@@ -82,7 +85,7 @@ def disk_needed(recipe: Recipe, checkpoint: Checkpoint, plan: Plan, keep: int) -
     """Bytes a run may write: the pruned checkpoint, tokens, and statistics with the copy that keeps progress."""
     size = pruned_bytes(checkpoint, plan, keep)
     if recipe.score.found.reads == "statistics" and recipe.calibrate is not None:
-        cells = len(plan.layers) * plan.experts
+        cells = len(plan.layers) * plan.experts  # a chunk has nine moments, a count and four more sums of each
         width = checkpoint.config.get("hidden_size", 0)
         per_corpus = recipe.calibrate.chunks * cells * 8 * 14 + recipe.calibrate.tokens * 8
         per_corpus += cells * 8 * width * ("vectors" in recipe.observe.sums)

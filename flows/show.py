@@ -237,13 +237,17 @@ def sweep_rows(result: Sweep) -> list[dict[str, str]]:
     for (budget, criterion), outcomes in groups.items():
         names = list(outcomes[0].metrics["delta"])
         shown = [name for name in names if name.startswith("log_perplexity/") or name.endswith("/acc")]
-        cells = {name: _cell([one.metrics["delta"][name] for one in outcomes]) for name in shown}
+        cells = {_short(name): _cell([one.metrics["delta"][name] for one in outcomes]) for name in shown}
         order = mean(
             mean(one.metrics["delta"][name]["value"] for name in shown if name.startswith("log_")) for one in outcomes
         )
         label = criterion + (f" ({len(outcomes)} seeds)" if len(outcomes) > 1 else "")
         lines.append((budget, order, {"removed": budget, "criterion": label, **cells}))
     return [row for _, _, row in sorted(lines, key=lambda line: line[:2])]
+
+
+def _short(name: str) -> str:
+    return name.replace("log_perplexity/", "Δ ln ppl ").replace("/acc", " Δ acc")
 
 
 def _budget(recipe: Recipe) -> str:

@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +44,7 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
     return found
 
 
+@cache  # a run asks for the same few texts many times
 def imported(source: str) -> list[str]:
     """The modules of `moeprune` a source text imports; `from moeprune.a import b` is moeprune.a.b or moeprune.a."""
     names = []
@@ -69,6 +71,7 @@ def _source(name: str) -> Path:
     return Path(spec.origin)
 
 
+@cache
 def source_digest(source: str) -> str:
     """Digest of a source text's syntax tree without docstrings."""
     tree = ast.parse(source)

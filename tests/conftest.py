@@ -4,8 +4,11 @@ Deterministic algorithms are not forced: that equal runs give equal bytes is a c
 """
 
 import os
+import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported, hence before them
+# Read when the libraries are imported, hence before them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="moeprune-datasets-")  # not the user's own
 
 import pytest
 import torch
