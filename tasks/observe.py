@@ -38,7 +38,7 @@ class ObserveParams(Params):
 
 
 def step(params: ObserveParams, name: str, checkpoint: Artifact | None, corpus: Artifact | None) -> Step:
-    """The corpus counts by its file, which holds its tokens, name, seed and source: the key it was made under does not."""
+    """The corpus counts by its file: its tokens, name, seed and source, not the key it was made under."""
     inputs = {"download": checkpoint, "calibrate": corpus}
     return Step("observe", name, code_digest(CODE, LIBRARIES), params.model_dump(mode="json"), inputs)
 
