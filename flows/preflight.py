@@ -68,15 +68,15 @@ def _check_model(recipe: Recipe, model: download.Source, store: Store) -> int | 
     folder = model.folder
     if folder is None and (stored := store.find(download.step(recipe.download, model, store))):
         folder = store.folder(stored)  # what is in the store needs no Hub
+    checkpoint = open_checkpoint(folder) if folder else None
     config = read_config(folder or download.read_config_folder(model), trusted)
     read_routing(config)
     plan = read_plan(config, trusted)
-    if folder is None:
+    if checkpoint is None:
         if recipe.mask.bytes is not None:
             return None
         return mask.number_to_keep(recipe.mask, download.read_config_folder(model), trusted)
-    checkpoint = open_checkpoint(folder)
-    keep = mask.number_to_keep(recipe.mask, folder, trusted)
+    keep = mask.number_to_keep(recipe.mask, checkpoint.folder, trusted)
     store.check_space(disk_needed(recipe, checkpoint, plan, keep))
     return keep
 

@@ -227,7 +227,8 @@ def sweep(result: Sweep) -> None:
 def sweep_rows(result: Sweep) -> list[dict[str, str]]:
     """One row per combination; runs of the same criterion with other seeds are one row, mean ± their deviation.
 
-    Rows are sorted by ratio, then by the mean log-perplexity increase. Differences are paired against the base.
+    Rows are sorted by ratio, then by the mean log-perplexity increase. Differences are paired against the base. A
+    value whose interval lies below or above every random draw of its budget is marked so.
     """
     groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for recipe, one in zip(result.recipes, result.outcomes, strict=True):
@@ -237,7 +238,13 @@ def sweep_rows(result: Sweep) -> list[dict[str, str]]:
     for (budget, criterion), outcomes in groups.items():
         names = list(outcomes[0].metrics["delta"])
         shown = [name for name in names if name.startswith("log_perplexity/") or name.endswith("/acc")]
-        cells = {_short(name): _cell([one.metrics["delta"][name] for one in outcomes]) for name in shown}
+        draws = groups.get((budget, plots.RANDOM), [])
+        cells = {
+            _short(name): _cell(
+                [one.metrics["delta"][name] for one in outcomes], [one.metrics["delta"][name]["value"] for one in draws]
+            )
+            for name in shown
+        }
         order = mean(
             mean(one.metrics["delta"][name]["value"] for name in shown if name.startswith("log_")) for one in outcomes
         )
@@ -260,11 +267,17 @@ def _criterion(recipe: Recipe) -> str:
     return recipe.score.criterion + "".join(f" {name}={value}" for name, value in options.items())
 
 
-def _cell(metrics: list[dict[str, Any]]) -> str:
+def _cell(metrics: list[dict[str, Any]], draws: list[float]) -> str:
     values = [metric["value"] for metric in metrics]
     if len(values) > 1:  # over seeds: the spread of the draw, not the error of the measurement
         return f"{mean(values):+.3f} ± {stdev(values):.3f} s.d."
-    return f"{values[0]:+.3f} ± {1.96 * (metrics[0]['stderr'] or 0):.3f}"
+    spread = 1.96 * (metrics[0]["stderr"] or 0)
+    mark = ""
+    if draws and values[0] + spread < min(draws):
+        mark = " ▼"
+    elif draws and values[0] - spread > max(draws):
+        mark = " ▲"
+    return f"{values[0]:+.3f} ± {spread:.3f}{mark}"
 
 
 def write_table(result: Sweep, path: Path, command: str) -> None:
@@ -279,7 +292,8 @@ def write_table(result: Sweep, path: Path, command: str) -> None:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     table = "\n".join(lines)
-    path.write_text(f"{before}{BEGIN}\nMade by `{command}`.\n\n{table}\n{END}{after}")
+    note = f"Made by `{command}`. ▼ below, ▲ above every random draw, with its interval."
+    path.write_text(f"{before}{BEGIN}\n{note}\n\n{table}\n{END}{after}")
 
 
 def write_plot(result: Sweep, path: Path) -> None:
