@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -156,11 +157,12 @@ def plan(result: Plan) -> None:
 
 def runs(found: list[Recorded]) -> None:
     """The newest runs, with the mean over corpora and tasks of what pruning changed."""
-    table = Table(title="runs")
-    for column in ("run", "name", "when", "status", "criterion", "mask"):
+    table = Table(title="runs", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("run", "when", "mask", "criterion"):
         table.add_column(column, no_wrap=True)
-    for column in ("Δ log perplexity", "Δ accuracy"):
-        table.add_column(column, justify="right")
+    table.add_column("name", overflow="fold")
+    for column in ("Δ ln ppl", "Δ acc"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     for run in found:
         budget = next(
             (
@@ -172,12 +174,12 @@ def runs(found: list[Recorded]) -> None:
         )
         table.add_row(
             run.id[:8],
-            run.name,
             f"{run.start:%m-%d %H:%M}",
-            run.status,
-            run.params.get("score.criterion"),
             budget,
-            _mean_of(run, r"delta/log_perplexity/(?!.*_stderr$).*"),
+            run.params.get("score.criterion"),
+            run.name,
+            # A run that did not finish has its status where its result would be.
+            _mean_of(run, r"delta/log_perplexity/(?!.*_stderr$).*") if run.status == "FINISHED" else run.status,
             _mean_of(run, r"delta/.*/acc"),
         )
     console.print(table)

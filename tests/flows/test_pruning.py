@@ -281,10 +281,14 @@ def test_plan_tells_disk_and_memory(done, moeprune):
 # runs
 
 
-def test_runs_list_shows_the_newest_first(done, run, moeprune):
-    run("params/whole.yaml", "mask.ratio=0.5")
-    rows = [line for line in moeprune("runs", "list").out.splitlines() if "FINISHED" in line]
-    assert ["ratio 0.5" in rows[0], "ratio 0.25" in rows[1], len(rows)] == [True, True, 2]
+def test_runs_list_shows_the_newest_first_with_its_mean_damage(done, finished, run, moeprune):
+    newer = run("params/whole.yaml", "mask.ratio=0.5").json
+    rows = [line for line in moeprune("runs", "list").out.splitlines() if " ratio " in line]
+    assert len(rows) == 2
+    for row, answer, ratio in zip(rows, (newer, finished[1].json), ("ratio 0.5", "ratio 0.25"), strict=True):
+        damage = [metric["value"] for name, metric in answer["metrics"]["delta"].items() if name.startswith("log_")]
+        assert row.strip().startswith(answer["run_id"][:8]) and ratio in row
+        assert f"{sum(damage) / len(damage):+.3f}" in row
 
 
 def test_runs_compare_equals_pairs_of_the_samples(done, finished, run, moeprune):
