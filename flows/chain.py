@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.recipe import Recipe
-from tasks import calibrate, download, evaluate, mask, observe, prune, score
+from tasks import calibrate, distill, download, evaluate, mask, observe, prune, score
 from tasks.artifacts import Artifact, Step, Store
 
 Do = Callable[..., Artifact | None]
 """`do(task, step, **arguments)`: the step's artifact, or None if it is only planned and not there yet."""
+
+Artifacts = dict[str, Artifact | None]
 
 
 @dataclass(frozen=True)
@@ -25,67 +27,124 @@ class Sources:
 
 @dataclass
 class Products:
-    """What the chain has made, stage by stage; None where a plan does not know it yet."""
+    """What the chain has made, stage by stage; None where a plan does not know it yet, or a recipe does not want it."""
 
     base: Artifact | None = None
-    corpora: dict[str, Artifact | None] = field(default_factory=dict)
-    statistics: dict[str, Artifact | None] = field(default_factory=dict)
+    corpora: Artifacts = field(default_factory=dict)
+    statistics: Artifacts = field(default_factory=dict)
     scores: Artifact | None = None
     mask: Artifact | None = None
     pruned: Artifact | None = None
-    reports: dict[str, Artifact | None] = field(default_factory=dict)
+    distilled: Artifact | None = None
+    reports: Artifacts = field(default_factory=dict)
+
+    @property
+    def final(self) -> Artifact | None:
+        """The checkpoint to be used."""
+        return self.distilled or self.pruned
+
+
+@dataclass
+class Chain:
+    """One recipe on its way from the base model to its reports."""
+
+    recipe: Recipe
+    sources: Sources
+    store: Store
+    do: Do
+    made: Products = field(default_factory=Products)
+
+    def run(self) -> Products:
+        """Download, calibrate, observe, score, mask, prune, distil, evaluate: what the recipe needs of them."""
+        recipe, made = self.recipe, self.made
+        made.base = self.do(
+            download.download,
+            download.step(recipe.download, self.sources.model, self.store),
+            source=self.sources.model,
+        )
+        if recipe.uses_corpora:
+            made.corpora = self._calibrate()
+        if recipe.uses_statistics:
+            made.statistics = self._observe(recipe.observe, made.base)
+        if recipe.uses_scores:
+            step = score.step(recipe.score, made.base, made.statistics)
+            made.scores = self._trusting(score.score, step, params=recipe.score)
+        made.mask = self._mask()
+        made.pruned = self._trusting(prune.prune, self._prune_step(), params=recipe.prune)
+        if recipe.distill is not None:
+            step = distill.step(recipe.distill, made.base, made.mask, made.pruned, made.corpora)
+            made.distilled = self._trusting(distill.distill, step, params=recipe.distill)
+        if recipe.evaluate is not None:
+            self._evaluate(recipe.evaluate)
+        return made
+
+    def _trusting(self, task: object, step: Step, **arguments: object) -> Artifact | None:
+        return self.do(task, step, trust_remote_code=self.recipe.download.trust_remote_code, **arguments)
+
+    def _calibrate(self) -> Artifacts:
+        params, made = self.recipe.calibrate, self.made
+        assert params is not None
+        tokenizer = made.base and download.tokenizer_of(made.base, self.store)
+        found: Artifacts = {}
+        for corpus in params.corpora:
+            path = self.sources.calibration[corpus.name]
+            step = calibrate.step(params, corpus, path, tokenizer, self.store)
+            found[corpus.name] = self._trusting(calibrate.calibrate, step, params=params, corpus=corpus, path=path)
+        return found
+
+    def _observe(self, params: observe.ObserveParams, checkpoint: Artifact | None, of: str = "") -> Artifacts:
+        return {
+            name: self._trusting(
+                observe.observe, observe.step(params, f"{of} {name}".strip(), checkpoint, blocks), params=params
+            )
+            for name, blocks in self.made.corpora.items()
+        }
+
+    def _mask(self) -> Artifact | None:
+        params, made = self.recipe.mask, self.made
+        if self.recipe.sparse:
+            step = mask.weight_step(params, self.recipe.score.found.word, made.base, made.statistics)
+            return self._trusting(mask.mask, step, params=params)
+        candidate = None
+        if params.candidate is not None:
+            candidate = self._mask_by(params.candidate, None, params.candidate.selection)
+        return self._mask_by(params, candidate, "")
+
+    def _mask_by(self, params: mask.MaskParams, candidate: Artifact | None, of: str) -> Artifact | None:
+        made, keep = self.made, self.sources.keep
+        if keep is None and made.base is not None:  # a byte budget needs the headers of a model from the Hub
+            trusted = self.recipe.download.trust_remote_code
+            keep = mask.number_to_keep(params, self.store.folder(made.base), trusted)
+        step = mask.step(
+            params, keep or 0, made.base, made.scores, made.statistics, made.corpora, candidate,
+            self.recipe.observe.dtype, of,
+        )  # fmt: skip
+        return self._trusting(mask.mask, step, params=params)
+
+    def _prune_step(self) -> Step:
+        recipe, made = self.recipe, self.made
+        if not recipe.sparse:
+            return prune.step(recipe.prune, made.base, made.mask)
+        corpora = made.corpora if recipe.mask.order == "sequential" else None
+        return prune.sparse_step(
+            recipe.prune, recipe.score.found.word, made.base, made.mask, made.statistics, corpora, recipe.observe.dtype
+        )
+
+    def _evaluate(self, params: evaluate.EvaluateParams) -> None:
+        made = self.made
+        wanted: dict[str, tuple[Artifact | None, Artifacts]] = {"base": (made.base, {}), "pruned": (made.pruned, {})}
+        if self.recipe.distill is not None:
+            wanted["distilled"] = (made.distilled, {})
+        if self.recipe.skips:
+            # Skipping goes by how the pruned model itself routes, so it is observed as the base was.
+            sums = observe.ObserveParams(dtype=self.recipe.observe.dtype, sums=("core", "ratios"))
+            wanted["skipped"] = (made.final, self._observe(sums, made.final, "pruned"))
+        for of, (checkpoint, statistics) in wanted.items():
+            trusted = self.recipe.download.trust_remote_code
+            step = evaluate.step(params, of, checkpoint, self.sources.evaluation, self.store, trusted, statistics)
+            made.reports[of] = self._trusting(evaluate.evaluate, step, params=params, corpora=self.sources.evaluation)
 
 
 def chain(recipe: Recipe, sources: Sources, store: Store, do: Do) -> Products:
-    """Download, calibrate and observe each corpus, score, mask, prune, evaluate the base and the pruned model."""
-    made = Products()
-    trusted = recipe.download.trust_remote_code
-    made.base = do(download.download, download.step(recipe.download, sources.model, store), source=sources.model)
-    if recipe.score.found.reads == "statistics":
-        assert recipe.calibrate is not None
-        tokenizer = made.base and download.tokenizer_of(made.base, store)
-        for corpus in recipe.calibrate.corpora:
-            path = sources.calibration[corpus.name]
-            made.corpora[corpus.name] = do(
-                calibrate.calibrate,
-                calibrate.step(recipe.calibrate, corpus, path, tokenizer, store),
-                params=recipe.calibrate,
-                corpus=corpus,
-                path=path,
-                trust_remote_code=trusted,
-            )
-        for name, blocks in made.corpora.items():
-            made.statistics[name] = do(
-                observe.observe,
-                observe.step(recipe.observe, name, made.base, blocks),
-                params=recipe.observe,
-                trust_remote_code=trusted,
-            )
-    made.scores = do(
-        score.score,
-        score.step(recipe.score, made.base, made.statistics),
-        params=recipe.score,
-        trust_remote_code=trusted,
-    )
-    made.mask = do(mask.mask, _mask_step(recipe, sources, store, made), params=recipe.mask, trust_remote_code=trusted)
-    made.pruned = do(
-        prune.prune, prune.step(recipe.prune, made.base, made.mask), params=recipe.prune, trust_remote_code=trusted
-    )
-    if recipe.evaluate is not None:
-        for of, checkpoint in (("base", made.base), ("pruned", made.pruned)):
-            step = evaluate.step(recipe.evaluate, of, checkpoint, sources.evaluation, store, trusted)
-            made.reports[of] = do(
-                evaluate.evaluate,
-                step,
-                params=recipe.evaluate,
-                corpora=sources.evaluation,
-                trust_remote_code=trusted,
-            )
-    return made
-
-
-def _mask_step(recipe: Recipe, sources: Sources, store: Store, made: Products) -> Step:
-    keep = sources.keep
-    if keep is None and made.base is not None:  # a byte budget needs the headers of a model from the Hub
-        keep = mask.number_to_keep(recipe.mask, store.folder(made.base), recipe.download.trust_remote_code)
-    return mask.step(recipe.mask, keep or 0, made.base, made.scores)
+    """Every stage a recipe needs, in order."""
+    return Chain(recipe, sources, store, do).run()

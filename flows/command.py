@@ -106,16 +106,38 @@ def sweep(
     plot: Annotated[Path | None, Parameter(help="Draw the results into this PNG or SVG file.")] = None,
 ) -> None:
     """Run a recipe that has lists where it could have single values: every combination, sharing what can be shared."""
-    from flows import show
+    from flows import sweep_table
     from flows.recipe import read_yaml
     from flows.running import sweep_once
 
     result = sweep_once(read_yaml(recipe, changes), recipe)
-    show.sweep(result)
+    sweep_table.show(result)
     if table is not None:
-        show.write_table(result, table, f"moeprune sweep {recipe}")
+        sweep_table.write_table(result, table, f"moeprune sweep {recipe}")
     if plot is not None:
-        show.write_plot(result, plot)
+        sweep_table.write_plot(result, plot)
+
+
+@app.command
+def criteria() -> None:
+    """List every criterion and selection rule: its word, what it needs, where it comes from, what it is good for."""
+    from flows import show
+    from moeprune.catalogue import catalogue
+
+    show.criteria(catalogue())
+
+
+@app.command
+def suites(*, fetch: Annotated[bool, Parameter(negative="", help="Get the local twins' data.")] = False) -> None:
+    """List the named evaluation suites; with --fetch, get the data that `evaluate.data: local` reads."""
+    from flows import show
+
+    if fetch:
+        from tasks.benchmarks import fetch as fetch_data
+
+        for line in fetch_data():
+            print(line)
+    show.suites()
 
 
 @runs_app.command(name="list")

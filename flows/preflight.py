@@ -9,9 +9,12 @@ from flows.recipe import Recipe
 from moeprune.checkpoint import Checkpoint, open_checkpoint
 from moeprune.corpus import read_documents
 from moeprune.errors import BadInput
+from moeprune.projections import Projection, projections
 from moeprune.schema import Plan, read_config, read_plan, read_routing
+from moeprune.sparsity import expert_weights
 from moeprune.surgery import pruned_bytes
-from tasks import calibrate, download, evaluate, local_tasks, mask
+from moeprune.weight_masks import parse_pattern
+from tasks import calibrate, download, evaluate, mask
 from tasks.artifacts import Store
 
 
@@ -23,9 +26,10 @@ def preflight(recipe: Recipe, store: Store, project: Path) -> Sources:
     if not (project / ".dvc" / "config").is_file():
         raise BadInput(f"{project} is not set up for DVC: run `moeprune init` there")
     _bring_data(recipe, project)
-    _check_evaluation(recipe)
+    if recipe.evaluate is not None:
+        evaluate.check(recipe.evaluate, recipe.download.trust_remote_code)
     calibration = {}
-    if recipe.score.found.reads == "statistics" and recipe.calibrate is not None:
+    if recipe.uses_corpora and recipe.calibrate is not None:
         calibration = {corpus.name: calibrate.locate(corpus) for corpus in recipe.calibrate.corpora}
         _check_fields("calibrate", recipe.calibrate.corpora, calibration)
     corpora = recipe.evaluate.corpora if recipe.evaluate else ()
@@ -48,14 +52,6 @@ def _bring_data(recipe: Recipe, project: Path) -> None:
         versioning.pull(project)
 
 
-def _check_evaluation(recipe: Recipe) -> None:
-    for name in recipe.evaluate.tasks if recipe.evaluate else ():
-        if local_tasks.is_local(name):
-            local_tasks.data_files(name, local_tasks.read_task(name, recipe.download.trust_remote_code))
-        else:
-            evaluate.check_built_in(name)
-
-
 def _check_fields(word: str, corpora: Iterable[Any], paths: dict[str, Path]) -> None:
     """The first document of each corpus shows whether its file and field can be read."""
     for corpus in corpora:
@@ -70,21 +66,33 @@ def _check_model(recipe: Recipe, model: download.Source, store: Store) -> int | 
         folder = store.folder(stored)  # what is in the store needs no Hub
     checkpoint = open_checkpoint(folder) if folder else None
     config = read_config(folder or download.read_config_folder(model), trusted)
-    read_routing(config)
+    top_k = read_routing(config).top_k
+    if recipe.skips and top_k != 2:
+        raise BadInput(f"evaluate.expert_skipping: it is defined for two experts a token, this model chooses {top_k}")
     plan = read_plan(config, trusted)
     if checkpoint is None:
         if recipe.mask.bytes is not None:
             return None
         return mask.number_to_keep(recipe.mask, download.read_config_folder(model), trusted)
     keep = mask.number_to_keep(recipe.mask, checkpoint.folder, trusted)
+    if recipe.sparse:
+        _check_pattern(recipe, checkpoint, plan, projections(config, trusted))
     store.check_space(disk_needed(recipe, checkpoint, plan, keep))
     return keep
+
+
+def _check_pattern(recipe: Recipe, checkpoint: Checkpoint, plan: Plan, found: dict[str, Projection]) -> None:
+    """BadInput if weights inside experts cannot be zeroed, or rows are not made of whole blocks."""
+    for name, (projection, _) in expert_weights(checkpoint, plan, found).items():
+        parse_pattern(recipe.mask.pattern).blocks(checkpoint.tensors[name].shape[projection.input_axis])
 
 
 def disk_needed(recipe: Recipe, checkpoint: Checkpoint, plan: Plan, keep: int) -> int:
     """Bytes a run may write: the pruned checkpoint, tokens, and statistics with the copy that keeps progress."""
     size = pruned_bytes(checkpoint, plan, keep)
-    if recipe.score.found.reads == "statistics" and recipe.calibrate is not None:
+    if recipe.distill is not None:  # the result, and the weights with two moments, in float32, twice while replaced
+        size += 13 * size
+    if recipe.uses_corpora and recipe.calibrate is not None:
         cells = len(plan.layers) * plan.experts  # a chunk has nine moments, a count and four more sums of each
         width = checkpoint.config.get("hidden_size", 0)
         per_corpus = recipe.calibrate.chunks * cells * 8 * 14 + recipe.calibrate.tokens * 8

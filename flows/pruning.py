@@ -15,9 +15,12 @@ from prefect.cache_policies import NO_CACHE
 from flows.chain import Products, chain
 from flows.preflight import preflight
 from flows.recipe import Recipe, to_yaml
-from tasks import evaluate, versioning
+from tasks import comparison, versioning
 from tasks.artifacts import Artifact, Step, Store
 from tasks.tracking import Run, Tracker
+
+DELTA = "delta"
+"""Key of the paired differences, pruned minus base; `delta_distilled` and `delta_skipped` are of those."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Record:
     artifact: Artifact
     cache: Literal["hit", "miss"]
     seconds: float
+    work: float
+    """Seconds the result took when it was made."""
 
 
 @dataclass
@@ -56,6 +61,8 @@ def run_recipe(recipe: Recipe, name: str, tags: dict[str, str] | None = None) ->
     sources = preflight(recipe, store, project)
     with tracker.run(name, recipe.model_dump(mode="json"), tags or {}, to_yaml(recipe)) as run:
         outcome = Outcome(run.id)
+        if recipe.score.reason:
+            print(f"criterion {recipe.score.reason}", file=sys.stderr)
         engine = Engine(recipe, store, project, run, outcome)
         outcome.made = chain(recipe, sources, store, engine.do)
         engine.remember()
@@ -84,7 +91,9 @@ class Engine:
             refresh_cache=hit is None,  # the store decides what is there, not Prefect's record
         )(step=step, runtime=self.recipe.runtime, **arguments)
         artifact: Artifact = hit or made
-        record = Record(step, artifact, "hit" if hit else "miss", time.monotonic() - started)
+        manifest = self.store.manifest(artifact)
+        seconds = time.monotonic() - started
+        record = Record(step, artifact, "hit" if hit else "miss", seconds, manifest["producer"]["seconds"])
         self.outcome.records.append(record)
         print(f"{record.cache:4}  {step.title:28} {record.seconds:7.1f} s", file=sys.stderr)
         with TemporaryDirectory() as folder:
@@ -92,10 +101,12 @@ class Engine:
                 step.title,
                 step.stage,
                 step.of,
-                self.store.manifest(artifact),
+                manifest,
                 record.cache,
                 self._files(artifact, Path(folder)),
             )
+        if step.stage == "distill":
+            self.run.log_curve(self.children[step.title], manifest["facts"]["curve"])
         self._version(step, artifact)
         return artifact
 
@@ -103,7 +114,9 @@ class Engine:
         """The small files of an artifact that people look at in the tracker."""
         folder = self.store.folder(artifact)
         if artifact.stage == "mask":
-            table = self.store.manifest(artifact)["facts"]["table"]
+            table = self.store.manifest(artifact)["facts"].get("table")
+            if table is None:
+                return [folder / "mask.json"]
             with (scratch / "experts.csv").open("w", newline="") as file:
                 rows = csv.DictWriter(file, table[0].keys())
                 rows.writeheader()
@@ -126,39 +139,55 @@ class Engine:
             self.outcome.versions[step.title] = register(folder / "mask.json", name, self.project)
 
     def remember(self) -> None:
-        """Log the base, the pruned model and their paired difference, bound to models in the tracker."""
+        """Log the models made, their measurements and the paired differences from the base."""
         made, store, run = self.outcome.made, self.store, self.run
-        assert made.base and made.pruned and made.mask and made.scores
-        name = Path(self.recipe.download.source).name
-        keep = store.manifest(made.mask)["facts"]["kept"]
-        base = run.log_model("base", made.base.digest, name, {"source": self.recipe.download.source})
-        pruned = run.log_model(
-            "pruned",
-            made.pruned.digest,
-            f"{name}-{keep}-experts",
-            {
-                "base_model_id": base,
-                "base_sha256": made.base.digest,
-                "mask_sha256": made.mask.digest,
-                "scores_sha256": made.scores.digest,
-                "criterion": self.recipe.score.criterion,
-                "keep": keep,
-            },
-        )
-        for of, model in (("base", base), ("pruned", pruned)):
-            if (report := made.reports.get(of)) is None:
-                continue
-            content = json.loads((store.folder(report) / evaluate.REPORT).read_text())
+        models = self._models()
+        for of, report in made.reports.items():
+            assert report is not None
+            content = json.loads((store.folder(report) / comparison.REPORT).read_text())
             self.outcome.metrics[of], self.outcome.memory[of] = content["metrics"], content["memory"]
             memory = {f"memory/{kind}": {"value": size} for kind, size in content["memory"].items()}
-            run.log_metrics(content["metrics"] | memory, of, self.children[f"evaluate {of}"], model)
-        if len(made.reports) == 2:
-            before, after = (store.folder(report) for report in made.reports.values() if report)
-            self.outcome.metrics["delta"] = evaluate.compare(before, after)
-            run.log_metrics(self.outcome.metrics["delta"], "delta")
-            run.log_text(evaluate.side_by_side(before, after), "generations.md")
+            run.log_metrics(content["metrics"] | memory, of, self.children[f"evaluate {of}"], models.get(of))
+        if before := made.reports.get("base"):
+            for of, report in made.reports.items():
+                if of != "base" and report is not None:
+                    delta = DELTA if of == "pruned" else f"{DELTA}_{of}"
+                    self.outcome.metrics[delta] = comparison.compare(store.folder(before), store.folder(report))
+                    run.log_metrics(self.outcome.metrics[delta], delta)
+                    written = comparison.side_by_side(store.folder(before), store.folder(report))
+                    run.log_text(written, f"generations{'' if of == 'pruned' else f'-{of}'}.md")
         versions = {f"dvc.{title}": version.md5 for title, version in self.outcome.versions.items()}
+        if self.recipe.score.reason:
+            versions["criterion.reason"] = self.recipe.score.reason
         run.tag({f"artifact.{record.step.title}": record.artifact.path for record in self.outcome.records} | versions)
+
+    def _models(self) -> dict[str, str]:
+        """The base and the models made from it, as logged models by what they are."""
+        made, run = self.outcome.made, self.run
+        assert made.base and made.pruned and made.mask
+        name = Path(self.recipe.download.source).name
+        base = run.log_model("base", made.base.digest, name, {"source": self.recipe.download.source})
+        lineage = {
+            "base_model_id": base,
+            "base_sha256": made.base.digest,
+            "mask_sha256": made.mask.digest,
+            "criterion": self.recipe.method,
+        }
+        if made.scores is not None:
+            lineage["scores_sha256"] = made.scores.digest
+        if self.recipe.sparse:
+            budget = f"sparse-{self.recipe.mask.pattern}"
+            lineage["sparsity"] = self.recipe.mask.pattern
+        else:
+            keep = self.store.manifest(made.mask)["facts"]["kept"]
+            budget = f"{keep}-experts"
+            lineage["keep"] = keep
+        models = {"base": base, "pruned": run.log_model("pruned", made.pruned.digest, f"{name}-{budget}", lineage)}
+        if made.distilled is not None:
+            lineage["pruned_sha256"] = made.pruned.digest
+            named = f"{name}-{budget}-distilled"
+            models["distilled"] = run.log_model("distilled", made.distilled.digest, named, lineage)
+        return models
 
 
 @task(name="register", cache_policy=NO_CACHE, persist_result=False)

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file whose sections are the seven words and `runtime`."""
+"""Recipes: one YAML file whose sections are the words of the stages and `runtime`."""
 
 import itertools
 import re
@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from moeprune.errors import BadInput, known_word
 from tasks.artifacts import Params, Runtime
 from tasks.calibrate import CalibrateParams
+from tasks.distill import DistillParams
 from tasks.download import DownloadParams
 from tasks.evaluate import EvaluateParams
-from tasks.mask import MaskParams
+from tasks.mask import BUDGETS, MaskParams
 from tasks.observe import ObserveParams
 from tasks.prune import PruneParams
 from tasks.score import ScoreParams
@@ -29,8 +30,59 @@ class Recipe(Params):
     score: ScoreParams = ScoreParams()
     mask: MaskParams
     prune: PruneParams = PruneParams()
+    distill: DistillParams | None = None
     evaluate: EvaluateParams | None = None
     runtime: Runtime = Runtime()
+
+    @property
+    def sparse(self) -> bool:
+        """Whether weights inside experts go, rather than experts."""
+        return self.mask.sparsity is not None
+
+    @property
+    def skips(self) -> bool:
+        """Whether the pruned model is also measured with dynamic expert skipping."""
+        return self.evaluate is not None and self.evaluate.expert_skipping
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether the selection rule goes by scores."""
+        return not self.sparse and bool({"scores", "per_corpus"} & set(self.mask.rule.reads))
+
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether the base model must be observed."""
+        if self.sparse:
+            return self.mask.order == "as_printed"
+        return (self.uses_scores and self.score.reads_statistics) or "statistics" in self.mask.rule.reads
+
+    @property
+    def uses_corpora(self) -> bool:
+        """Whether calibration corpora are needed: to observe, to search, to distil or to measure skipping."""
+        rules = [self.mask.rule, *([self.mask.candidate.rule] if self.mask.candidate else [])]
+        searched = any("corpora" in rule.reads for rule in rules)
+        return self.uses_statistics or self.sparse or searched or self.distill is not None or self.skips
+
+    @property
+    def method(self) -> str:
+        """What chooses experts or weights, in a few words."""
+        return " ".join(_method(self))
+
+
+def _method(recipe: Recipe) -> Iterator[str]:
+    score, mask = recipe.score, recipe.mask
+    if recipe.uses_scores or recipe.sparse:
+        yield score.criterion if score.reason is None else f"auto ({score.found.word})"
+        yield from (f"{name}={value}" for name, value in score.options.items() if name != "seed")
+        if score.super_experts is not None:
+            yield f"super experts {score.super_experts}"
+        if score.combine != "pooled":
+            yield f"by {score.combine}"
+    if mask.selection != "uniform":
+        yield mask.selection
+        yield from (f"{name}={value}" for name, value in mask.options.items() if name != "seed")
+    if mask.order != "as_printed":
+        yield mask.order
 
 
 def read_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
@@ -62,10 +114,15 @@ def read_yaml(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
             owner[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise BadInput(f"--set {change}: the value is not YAML: quote it or close its brackets") from error
-        if place in ("mask.ratio", "mask.keep", "mask.bytes"):  # one budget takes another's place
-            for other in {"ratio", "keep", "bytes"} - {key}:
-                owner.pop(other, None)
+        if place in [f"mask.{budget}" for budget in BUDGETS]:
+            _replace_budget(owner, key)
     return content
+
+
+def _replace_budget(mask: dict[str, Any], key: str) -> None:
+    """One budget takes another's place."""
+    for other in set(BUDGETS) - {key}:
+        mask.pop(other, None)
 
 
 def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
@@ -74,12 +131,39 @@ def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise BadInput(f"{where}: {_sentence(error.errors()[0], content)}") from error
-    if recipe.score.found.reads == "statistics" and recipe.calibrate is None:
+    _check_sections(recipe, where)
+    return recipe
+
+
+def _check_sections(recipe: Recipe, where: str) -> None:
+    """BadInput if sections do not go together."""
+    criterion, rule = recipe.score.found, recipe.mask.rule
+    if recipe.sparse != (criterion.reads == "weight"):
         raise BadInput(
-            f"{where}: calibrate: criterion '{recipe.score.criterion}' needs a calibration corpus: add the "
+            f"{where}: mask.sparsity: criterion '{criterion.word}' ranks "
+            + (
+                "experts, not weights inside them: choose moe_pruner or wanda, or give mask.ratio"
+                if recipe.sparse
+                else "weights inside experts: give mask.sparsity, such as 0.5, in place of the budget"
+            )
+        )
+    if recipe.uses_corpora and recipe.calibrate is None:
+        user = f"criterion '{criterion.word}'" if recipe.uses_scores or recipe.sparse else f"selection '{rule.word}'"
+        raise BadInput(
+            f"{where}: calibrate: {user} needs a calibration corpus, as distilling and expert skipping do: add the "
             "section, or choose a weight-only criterion such as aimer"
         )
-    return recipe
+    if recipe.sparse and recipe.score.weights:
+        raise BadInput(f"{where}: score.weights: weight sparsity pools its corpora as they are: leave it out")
+    if recipe.score.weights and recipe.calibrate:
+        names = {corpus.name for corpus in recipe.calibrate.corpora}
+        if recipe.score.weights.keys() != names:
+            raise BadInput(f"{where}: score.weights: give one for each of the corpora {', '.join(sorted(names))}")
+    if recipe.uses_statistics:
+        asked = (*(criterion.sums if recipe.uses_scores or recipe.sparse else ()), *rule.sums)
+        if missing := sorted(set(asked) - set(recipe.observe.sums)):
+            word = rule.word if set(missing) & set(rule.sums) else criterion.word
+            raise BadInput(f"{where}: observe.sums: '{word}' needs {', '.join(missing)}: add it to the list")
 
 
 def _sentence(fault: Any, content: dict[str, Any]) -> str:
@@ -113,9 +197,24 @@ def expand(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every recipe of a sweep: each list that stands where a recipe has a single value, or a section, is an axis.
 
     `{mask: {ratio: [0.25, 0.5]}}` is two recipes; `score: [{criterion: reap}, {criterion: uniform_random,
-    options: {seed: [0, 1]}}]` is three.
+    options: {seed: [0, 1]}}]` is three. A list under the key `variants` holds changes to the rest, for what goes
+    together across sections: `variants: [{}, {score: {criterion: wanda}, mask: {sparsity: 0.5}}]`.
     """
-    yield from _choices(content, Recipe)
+    for variant in content.get("variants", [{}]):
+        rest = {key: value for key, value in content.items() if key != "variants"}
+        yield from _choices(_changed(rest, variant), Recipe)
+
+
+def _changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`content` with each section's keys replaced by those of `changes`."""
+    result = dict(content)
+    for section, change in changes.items():
+        owner = dict(result.get(section) or {}) if isinstance(change, dict) else {}
+        for key in change if section == "mask" else ():
+            if key in BUDGETS:
+                _replace_budget(owner, key)
+        result[section] = owner | change if isinstance(change, dict) else change
+    return result
 
 
 def _choices(value: Any, model: Any) -> Iterator[Any]:

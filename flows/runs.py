@@ -6,7 +6,7 @@ from typing import Any
 
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
-from tasks import evaluate
+from tasks import comparison
 from tasks.artifacts import Store
 from tasks.tracking import Record, Tracker
 
@@ -32,7 +32,7 @@ def compare(first: str, second: str, store: Path) -> Comparison:
     tracker = Tracker(Store(store))
     one, other = tracker.find_run(first), tracker.find_run(second)
     folders = [_folder(run, "evaluate pruned", store) for run in (one, other)]
-    metrics = evaluate.compare(*folders)
+    metrics = comparison.compare(*folders)
     if not metrics:
         raise BadInput(
             f"runs {one.id[:8]} and {other.id[:8]} were not evaluated on the same documents or questions: "

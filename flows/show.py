@@ -2,28 +2,27 @@
 
 import os
 import re
-from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from flows import plots
 from flows.planning import Plan
-from flows.pruning import Outcome, Record
+from flows.pruning import DELTA, Outcome, Record
 from flows.recipe import Recipe
 from flows.runs import Comparison
-from flows.sweeping import Sweep
-from moeprune.errors import BadInput
+from moeprune.catalogue import Entry
 from tasks import versioning
 from tasks.artifacts import Store
+from tasks.benchmarks import location
+from tasks.mask import BUDGETS
+from tasks.suites import SIXTEEN, SUITES, TASKS
 from tasks.tracking import Record as Recorded
 
 console = Console()
-BEGIN, END = "<!-- sweep:begin -->", "<!-- sweep:end -->"
 
 
 def number(metric: dict[str, Any] | None, digits: int = 3) -> str:
@@ -44,14 +43,18 @@ def size(count: float) -> str:
 
 def outcome(recipe: Recipe, result: Outcome) -> None:
     """The base against the pruned model, memory, which experts went, and how long each stage took."""
+    if recipe.score.reason:
+        console.print(f"criterion {recipe.score.reason}", highlight=False, soft_wrap=True)
     if result.metrics:
-        console.print(_metrics(recipe, result))
+        for of in result.memory:
+            if of != "base":
+                console.print(_metrics(recipe, result, of))
         console.print(
             "± standard error over documents or questions. Differences are paired; of perplexity the difference is in "
             "nats per token, the logarithm of the ratio.",
             style="dim",
         )
-    console.print(_removed(recipe, result))
+    console.print(_sizes(recipe, result) if recipe.sparse else _removed(recipe, result))
     stages = Table(title="stages")
     stages.add_column("stage", no_wrap=True)
     for column in ("store", "seconds", "key"):
@@ -63,22 +66,49 @@ def outcome(recipe: Recipe, result: Outcome) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _metrics(recipe: Recipe, result: Outcome) -> Table:
-    table = Table(title=f"{recipe.download.source} pruned by {recipe.score.criterion}")
+def _metrics(recipe: Recipe, result: Outcome, of: str) -> Table:
+    """The base against one of the models made from it."""
+    how = {"skipped": ", skipping experts", "distilled": ", distilled"}.get(of, "")
+    table = Table(title=f"{recipe.download.source} pruned by {recipe.method}{how}")
     table.add_column("metric", no_wrap=True)
-    for column in ("base", "pruned", "difference"):
+    for column in ("base", of, "difference"):
         table.add_column(column, justify="right", no_wrap=True)
-    delta = result.metrics.get("delta", {})
+    delta = result.metrics.get(DELTA if of == "pruned" else f"{DELTA}_{of}", {})
     for name, before in result.metrics["base"].items():
         paired = delta.get(name) or delta.get(f"log_{name}")
         digits = 1 if name.startswith("perplexity") else 3
-        table.add_row(name, number(before, digits), number(result.metrics["pruned"].get(name), digits), number(paired))
+        table.add_row(name, number(before, digits), number(result.metrics[of].get(name), digits), number(paired))
+    if experts := result.metrics[of].get("experts_per_token"):
+        table.add_row("experts_per_token", "", number(experts), "")
     table.add_section()
     for kind, before in result.memory["base"].items():
-        after = result.memory["pruned"][kind]
+        after = result.memory[of][kind]
         unit = "" if "parameters" in kind else "B"
         change = f"{after / before - 1:+.1%}" if before else ""
         table.add_row(kind.replace("_", " "), size(before) + unit, size(after) + unit, change)
+    return table
+
+
+def _sizes(recipe: Recipe, result: Outcome) -> Table:
+    """What the zeros of a weight mask could save, were there a loader for it."""
+    assert result.made.pruned is not None
+    sizes = Store(recipe.runtime.store).manifest(result.made.pruned)["facts"]["sizes"]
+    table = Table(
+        title=f"weights zeroed inside experts: {recipe.mask.pattern}",
+        caption="Zeros save nothing in dense storage, which is what was written and what loads. The other sizes are\n"
+        "computed or measured; no current loader reads a sparse Mixture-of-Experts model.",
+    )
+    for column in ("stored as", "how known", "size", "of dense"):
+        table.add_column(column, justify="right" if column in ("size", "of dense") else "left")
+    forms = {
+        "dense_bytes": ("dense", "on disk; loads"),
+        "n_of_m_bytes": (recipe.mask.pattern, "computed"),
+        "bitmask_bytes": ("bitmask", "computed"),
+        "zstd_bytes": ("zstd", "measured, of the files"),
+    }
+    for name, (form, how) in forms.items():
+        if name in sizes:
+            table.add_row(form, how, f"{size(sizes[name])}B", f"{sizes[name] / sizes['dense_bytes']:.1%}")
     return table
 
 
@@ -112,8 +142,8 @@ def _next(recipe: Recipe, result: Outcome) -> list[str]:
 
 
 def _checkpoint(recipe: Recipe, result: Outcome) -> Path:
-    assert result.made.pruned is not None
-    return (recipe.runtime.store / result.made.pruned.path).absolute()
+    assert result.made.final is not None
+    return (recipe.runtime.store / result.made.final.path).absolute()
 
 
 def as_json(recipe: Recipe, result: Outcome) -> dict[str, Any]:
@@ -167,7 +197,7 @@ def runs(found: list[Recorded]) -> None:
         budget = next(
             (
                 f"{key} {value}"
-                for key in ("ratio", "keep", "bytes")
+                for key in BUDGETS
                 if (value := run.params.get(f"mask.{key}", "None")) not in ("None", "null")
             ),
             "",
@@ -212,98 +242,35 @@ def comparison(found: Comparison) -> None:
     console.print(f"masks: {found.mask}", highlight=False)
 
 
-def sweep(result: Sweep) -> None:
-    """Every combination in one table."""
-    rows = sweep_rows(result)
-    if not rows:
-        console.print("the recipe has no section evaluate: nothing was measured")
-        return
-    table = Table(title=f"sweep {result.name}")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("removed", "criterion") else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
+def criteria(entries: list[Entry]) -> None:
+    """Criteria and selection rules, in a terminal's width."""
+    for kind, title in (("criterion", "score.criterion"), ("selection", "mask.selection")):
+        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("word", no_wrap=True)
+        for column in ("needs", "what it is", "good for"):
+            table.add_column(column, overflow="fold")
+        for entry in entries:
+            if entry.kind == kind:
+                table.add_row(entry.word, entry.needs, entry.paper, entry.good_for)
+        console.print(table)
+    console.print("formulas and options: docs/criteria.md, or `python -m moeprune.catalogue`")
 
 
-def sweep_rows(result: Sweep) -> list[dict[str, str]]:
-    """One row per combination; runs of the same criterion with other seeds are one row, mean ± their deviation.
-
-    Rows are sorted by ratio, then by the mean log-perplexity increase. Differences are paired against the base. A
-    value whose interval lies below or above every random draw of its budget is marked so.
-    """
-    groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
-    for recipe, one in zip(result.recipes, result.outcomes, strict=True):
-        if one.metrics.get("delta"):
-            groups[_budget(recipe), _criterion(recipe)].append(one)
-    lines = []
-    for (budget, criterion), outcomes in groups.items():
-        names = list(outcomes[0].metrics["delta"])
-        shown = [name for name in names if name.startswith("log_perplexity/") or name.endswith("/acc")]
-        draws = groups.get((budget, plots.RANDOM), [])
-        cells = {
-            _short(name): _cell(
-                [one.metrics["delta"][name] for one in outcomes], [one.metrics["delta"][name]["value"] for one in draws]
-            )
-            for name in shown
-        }
-        order = mean(
-            mean(one.metrics["delta"][name]["value"] for name in shown if name.startswith("log_")) for one in outcomes
+def suites() -> None:
+    """The named suites with their tasks and headline metrics, and whether their local data are here."""
+    table = Table(title="suites: words for evaluate.tasks", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("word", no_wrap=True)
+    for column in ("tasks and what is averaged", "local data", "runs code"):
+        table.add_column(column, overflow="fold")
+    for word, names in SUITES.items():
+        tasks = [TASKS[name] for name in names]
+        twins = all(task.splits for task in tasks)
+        table.add_row(
+            word,
+            ", ".join(f"{name} ({task.metric})" for name, task in zip(names, tasks, strict=True)),
+            ("here" if location().is_dir() else "moeprune suites --fetch") if twins else "none",
+            "yes" if any(task.runs_code for task in tasks) else "",
         )
-        label = criterion + (f" ({len(outcomes)} seeds)" if len(outcomes) > 1 else "")
-        lines.append((budget, order, {"removed": budget, "criterion": label, **cells}))
-    return [row for _, _, row in sorted(lines, key=lambda line: line[:2])]
-
-
-def _short(name: str) -> str:
-    return name.replace("log_perplexity/", "Δ ln ppl ").replace("/acc", " Δ acc")
-
-
-def _budget(recipe: Recipe) -> str:
-    mask = recipe.mask
-    return f"{mask.ratio:.0%}" if mask.ratio is not None else f"to {mask.keep or mask.bytes}"
-
-
-def _criterion(recipe: Recipe) -> str:
-    options = {name: value for name, value in recipe.score.options.items() if name != "seed"}
-    return recipe.score.criterion + "".join(f" {name}={value}" for name, value in options.items())
-
-
-def _cell(metrics: list[dict[str, Any]], draws: list[float]) -> str:
-    values = [metric["value"] for metric in metrics]
-    if len(values) > 1:  # over seeds: the spread of the draw, not the error of the measurement
-        return f"{mean(values):+.3f} ± {stdev(values):.3f} s.d."
-    spread = 1.96 * (metrics[0]["stderr"] or 0)
-    mark = ""
-    if draws and values[0] + spread < min(draws):
-        mark = " ▼"
-    elif draws and values[0] - spread > max(draws):
-        mark = " ▲"
-    return f"{values[0]:+.3f} ± {spread:.3f}{mark}"
-
-
-def write_table(result: Sweep, path: Path, command: str) -> None:
-    """Put the sweep's table, as Markdown, between the markers of a file."""
-    text = path.read_text() if path.is_file() else ""
-    if BEGIN not in text or END not in text:
-        raise BadInput(f"--table {path}: the file has no lines {BEGIN} and {END} to put the table between: add them")
-    rows = sweep_rows(result)
-    head = list(rows[0])
-    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(' --- ' for _ in head)}|"]
-    lines += [f"| {' | '.join(row.values())} |" for row in rows]
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    table = "\n".join(lines)
-    note = f"Made by `{command}`. ▼ below, ▲ above every random draw, with its interval."
-    path.write_text(f"{before}{BEGIN}\n{note}\n\n{table}\n{END}{after}")
-
-
-def write_plot(result: Sweep, path: Path) -> None:
-    """Draw the sweep's results into a file."""
-    measured = [
-        (_budget(recipe), _criterion(recipe), one.metrics["delta"])
-        for recipe, one in zip(result.recipes, result.outcomes, strict=True)
-        if one.metrics.get("delta")
-    ]
-    if measured:
-        plots.sweep(measured, path)
+    console.print(table)
+    absent = [title for title, word in SIXTEEN.items() if word is None]
+    console.print(f"of the papers' sixteen lm-eval cannot run {' and '.join(absent)}; more in docs/suites.md")

@@ -1,9 +1,8 @@
 """Per-expert sums of any MoE model in one ordinary forward pass, with no code per architecture.
 
-An experts function of transformers receives (hidden [T, D], expert [T, K], gate [T, K]) and returns the gated sum
-[T, D]. Ours calls the library's own with every (token, slot) as a row of its own, one expert and weight 1: each row
-of the result is exactly f_e(x_t), whatever the layout of the weights. The layer's output is put together again from
-these rows, so the model computes what it always computes, with the same number of operations.
+In place of its experts a layer calls the library's own with every (token, slot) as a row of its own, one expert and
+weight 1: each row of the result is exactly f_e(x_t), whatever the layout of the weights. The layer's output is put
+together again from these rows, so the model computes what it always computes, with the same number of operations.
 
 Rows are sorted by expert first, so that the rows of an expert are one segment and their sums are deterministic on
 every device.
@@ -14,18 +13,14 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
-from transformers.utils.output_capturing import OutputRecorder
 
 from moeprune.errors import BadInput
+from moeprune.interface import experts_modules, in_place, own_experts, router_modules
 from moeprune.rows import Rows
 from moeprune.schema import layer_of
-from moeprune.statistics import DEPLOYED, merge
-
-IMPLEMENTATION = "moeprune_observed"
-_OBSERVERS: dict[nn.Module, "LayerObserver"] = {}
+from moeprune.statistics import DEPLOYED, RATIO_BINS, merge
 
 
 class Observer:
@@ -52,15 +47,8 @@ class Observer:
 
     def __enter__(self) -> "Observer":
         with ExitStack() as undo:
+            undo.enter_context(in_place({observer.module: observer.run for observer in self.layers.values()}))
             for layer, observer in self.layers.items():
-                _OBSERVERS[observer.module] = observer
-                undo.callback(_OBSERVERS.pop, observer.module)
-                # Not model.set_experts_implementation(): on a subclass in another file it silently does nothing.
-                config = observer.module.config
-                undo.callback(
-                    setattr, config, "_experts_implementation_internal", config._experts_implementation_internal
-                )
-                config._experts_implementation_internal = IMPLEMENTATION
                 if layer in self.routers:
                     router, position = self.routers[layer]
                     undo.callback(router.register_forward_hook(observer.keep_logits(position)).remove)
@@ -143,6 +131,23 @@ class LayerObserver:
         else:
             undo.callback(module.act_fn.register_forward_hook(lambda _, __, output: keep(output)).remove)
 
+    def run(self, hidden: Float[Tensor, "T D"], expert: Int[Tensor, "T K"], gate: Float[Tensor, "T K"]) -> Tensor:
+        """The experts function of an observed layer."""
+        slots = expert.shape[-1]
+        sorted_expert, order = expert.reshape(-1).sort(stable=True)
+        token = order // slots
+        one = torch.ones(len(order), 1, dtype=hidden.dtype, device=hidden.device)
+        # Only the grouped implementation shows the input of the down projection.
+        output = own_experts(self.module, hidden[token], sorted_expert[:, None], one, grouped="inputs" in self.groups)
+        sorted_gate = gate.reshape(-1)[order]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        weighted = (output * sorted_gate[:, None])[back].reshape(len(hidden), slots, -1).sum(1).to(hidden.dtype)
+        self.record(
+            Rows(self.experts, sorted_expert, token, sorted_gate, output, len(hidden), self.valid), hidden, weighted
+        )
+        return weighted
+
     def record(self, rows: Rows, hidden: Float[Tensor, "T D"], total: Float[Tensor, "T D"]) -> None:
         """Add the rows of one forward pass of the layer from `hidden` to `total`."""
         contribution = rows.gate * rows.norm * rows.counted
@@ -158,6 +163,8 @@ class LayerObserver:
             for name, values in (("pair_count", rows.counted), ("pair_contribution", contribution)):
                 table = rows.by_token(values)
                 new[name] = table.T @ table
+        if "ratios" in self.groups:
+            new["gate_ratio"] = rows.gate_ratios(RATIO_BINS)
         if "inputs" in self.groups and self.inner is not None:
             # The library sorts the rows again; repeating its sort tells where each row went.
             order = torch.sort(rows.expert).indices
@@ -192,62 +199,6 @@ def _turn(residual: Float[Tensor, "T D"], added: Float[Tensor, "T D"]) -> Float[
     after = residual + added
     lengths = torch.linalg.vector_norm(residual, dim=-1) * torch.linalg.vector_norm(after, dim=-1)
     return 1 - torch.linalg.vecdot(residual, after) / lengths.clamp_min(1e-20)
-
-
-def observed_experts_forward(module: nn.Module, hidden: Tensor, expert: Tensor, gate: Tensor) -> Tensor:
-    """The experts function registered with transformers while a model is observed."""
-    observer = _OBSERVERS[module]
-    slots = expert.shape[-1]
-    sorted_expert, order = expert.reshape(-1).sort(stable=True)
-    token = order // slots
-    # On a CPU the library's plain loop over experts is fastest for long batches; elsewhere its grouped kernel. Only
-    # the grouped one shows the input of the down projection.
-    plain = hidden.device.type == "cpu" and "inputs" not in observer.groups
-    forward = type(module).forward.__wrapped__ if plain else grouped_mm_experts_forward  # type: ignore[attr-defined]
-    one = torch.ones(len(order), 1, dtype=hidden.dtype, device=hidden.device)
-    output = forward(module, hidden[token], sorted_expert[:, None], one)
-    sorted_gate = gate.reshape(-1)[order]
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    weighted = (output * sorted_gate[:, None])[back].reshape(len(hidden), slots, -1).sum(1).to(hidden.dtype)
-    rows = Rows(observer.experts, sorted_expert, token, sorted_gate, output, len(hidden), observer.valid)
-    observer.record(rows, hidden, weighted)
-    return weighted
-
-
-ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, observed_experts_forward)
-
-
-def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """The modules that hold routed experts, by layer: those marked by transformers' `use_experts_implementation`."""
-    marks = ("has_gate", "is_transposed", "_apply_gate")
-    found = {
-        layer: module
-        for name, module in model.named_modules()
-        if all(hasattr(module, mark) for mark in marks) and (layer := layer_of(name)) is not None
-    }
-    if not found:
-        raise BadInput(
-            f"observe: no module of {type(model).__name__} has transformers' experts interface: "
-            "this family cannot be observed; choose a weight-only criterion"
-        )
-    return dict(sorted(found.items()))
-
-
-def router_modules(model: nn.Module) -> dict[int, tuple[nn.Module, int]]:
-    """(router, position of its logits in its output) by layer, from the model's own declaration of its outputs."""
-    found: dict[int, tuple[nn.Module, int]] = {}
-    for part in model.modules():
-        declared = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
-        for recorder in declared if isinstance(declared, list | tuple) else [declared]:
-            target, position = (
-                (recorder.target_class, recorder.index) if isinstance(recorder, OutputRecorder) else (recorder, 0)
-            )
-            for name, module in model.named_modules():
-                layer = layer_of(name)
-                if target is not None and isinstance(module, target) and layer is not None:
-                    found.setdefault(layer, (module, position))
-    return found
 
 
 def _norms_before(model: nn.Module, experts: nn.Module) -> list[nn.Module]:

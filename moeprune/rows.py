@@ -61,6 +61,16 @@ class Rows:
         table = values.new_zeros(self.tokens, self.experts + 1)  # the last column takes ids of experts elsewhere
         return table.index_put_((self.token, self.expert.clamp_max(self.experts)), values)[:, : self.experts]
 
+    def gate_ratios(self, bins: int) -> Float64[Tensor, "bins"]:
+        """Histogram over tokens of their second largest gate divided by their largest, from 0 to 1.
+
+        Tokens with fewer than two counted slots are left out.
+        """
+        several = self.by_token(self.counted).sum(1) > 1
+        largest, second = self.by_token(self.gate * self.counted)[several].topk(2, dim=1).values.unbind(1)
+        found = (second / largest * bins).long().clamp_max(bins - 1)
+        return torch.bincount(found, minlength=bins).double()
+
     def chosen(self, probability: Float[Tensor, "T E"]) -> Float64[Tensor, "N"]:
         """The probability of each row's own expert."""
         return probability[self.token, self.expert.clamp_max(self.experts - 1)].double() * (self.expert < self.experts)

@@ -7,8 +7,10 @@ of tokens are added, maxima are merged by the larger, and nothing is ever divide
     n  ||f_e(x)||_2, the norm of the expert's output before the gate
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
 
 import torch
 from jaxtyping import Float64, Int64
@@ -25,9 +27,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "core": ("probability", "easy_ep", "max_activation", "max_abs_activation"),
     "vectors": ("output_sum",),
     "pairs": ("pair_count", "pair_contribution"),
+    "ratios": ("gate_ratio",),
     "inputs": ("input_energy.up", "input_energy.down", "input_energy.up.ungated", "input_energy.down.ungated"),
 }
 """Words of `observe.sums`, and the tensors each adds to `count` and `moments`."""
+
+RATIO_BINS = 1000
+"""Bins of `gate_ratio` between 0 and 1."""
 
 MAXIMA = frozenset({"max_activation", "max_abs_activation"})
 PER_CHUNK = frozenset(GROUPS["core"])
@@ -47,13 +53,15 @@ class Statistics:
       output_sum          [L, E, D]  sum of f
       pair_count          [L, E, E]  tokens for which both experts were chosen
       pair_contribution   [L, E, E]  sum of (g_i n_i)(g_j n_j) over those tokens
+      gate_ratio          [L, 1000]  tokens by the ratio of their second largest deployed gate to their largest, in
+                                     bins of equal width from 0 to 1; tokens with fewer than two gates are left out
       input_energy.up     [L, E, D]  sum of g^2 h^2, h the input of the expert; `.ungated` with g = 1
       input_energy.down   [L, E, I]  sum of g^2 u^2, u the input of its down projection; `.ungated` with g = 1
     """
 
     layer: Int64[Tensor, "L"]
-    tokens: Int64[Tensor, "C"]
-    count: Int64[Tensor, "C L E"]
+    tokens: Int64[Tensor, "C"] | Float64[Tensor, "C"]
+    count: Int64[Tensor, "C L E"] | Float64[Tensor, "C L E"]
     moments: Float64[Tensor, "C L E 3 3"]
     other_gates: dict[str, Float64[Tensor, "C L E 3 3"]] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -90,6 +98,17 @@ class Statistics:
             sums={name: over_chunks(name, value) for name, value in self.sums.items()},
         )
 
+    def scaled(self, weight: float) -> "Statistics":
+        """The sums of a corpus that counts `weight` times, in float64; maxima stay what they are."""
+        return replace(
+            self,
+            tokens=self.tokens.double() * weight,
+            count=self.count.double() * weight,
+            moments=self.moments * weight,
+            other_gates={mode: moments * weight for mode, moments in self.other_gates.items()},
+            sums={name: value if name in MAXIMA else value * weight for name, value in self.sums.items()},
+        )
+
     def in_gate_mode(self, mode: str) -> "Statistics":
         """The same statistics with `moments` those of another gate; BadInput if it was not observed."""
         if mode == DEPLOYED:
@@ -105,6 +124,18 @@ class Statistics:
             group = next(group for group, names in GROUPS.items() if name in names)
             raise BadInput(f"the sums '{name}' were not observed: add '{group}' to observe.sums")
         return self.sums[name]
+
+
+def pooled(corpora: Sequence[Statistics], weights: Sequence[float] | None = None) -> Statistics:
+    """The statistics of several corpora together, as a single chunk.
+
+    Weights, one for each corpus, are scaled to a mean of one: equal weights are the same as none.
+    """
+    totals = [corpus.total() for corpus in corpora]
+    if weights is not None:
+        mean = sum(weights) / len(weights)
+        totals = [total.scaled(weight / mean) for total, weight in zip(totals, weights, strict=True)]
+    return reduce(add, totals)
 
 
 def merge(name: str) -> Callable[[Tensor, Tensor], Tensor]:

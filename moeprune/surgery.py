@@ -1,11 +1,15 @@
-"""Remove experts from a checkpoint's files: tensors stream from the old shards to new ones, no model is built."""
+"""Remove experts from a checkpoint's files: tensors stream from the old shards to new ones, no model is built.
+
+`write_checkpoint` is how every changed checkpoint is written.
+"""
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +27,8 @@ from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from moeprune.schema import ONE_EXPERT, Axis, Plan, edited_config, layer_of, renumbered
 
-Read = Callable[[], Tensor]
+Contents = Mapping[str, tuple[TensorInfo, Callable[[], Tensor]]]
+"""Tensors to write: by name, what each will be and how to read it."""
 
 
 def prune_checkpoint(
@@ -49,6 +54,23 @@ def prune_checkpoint(
         )
     (keep,) = set(mask.counts.values())
     contents = _contents(source, plan, mask)
+    write_checkpoint(source, contents, edited_config(source.config, plan.experts, keep), target, shard_bytes, progress)
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    contents: Contents,
+    config: dict[str, Any],
+    target: Path,
+    shard_bytes: int,
+    progress: Callable[[int], None] = lambda written: None,
+) -> None:
+    """Write to the folder `target` a stock checkpoint with these tensors and this config.json.
+
+    Tokenizer and generation config are copied from the source. `contents` are read one at a time, in the order in
+    which they are written; `progress` is told the bytes of each. Raises ValueError if a tensor read is not of the
+    shape and dtype its TensorInfo promised.
+    """
     shards = _shards({name: info for name, (info, _) in contents.items()}, shard_bytes)
     weight_map: dict[str, str] = {}
     for file, infos in shards.items():
@@ -67,7 +89,6 @@ def prune_checkpoint(
     for name in (*CONFIG_FILES, *TOKENIZER_FILES):
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, target / name)
-    config = edited_config(source.config, plan.experts, keep)
     (target / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -111,9 +132,9 @@ class _Sliced:
         return self.source.read(self.name).index_select(self.axis.dimension, torch.cat([rows.reshape(-1), others]))
 
 
-def _contents(source: Checkpoint, plan: Plan, mask: Mask) -> dict[str, tuple[TensorInfo, Read]]:
+def _contents(source: Checkpoint, plan: Plan, mask: Mask) -> Contents:
     """Every tensor of the pruned checkpoint: its name, what it will be, and how to read it."""
-    contents: dict[str, tuple[TensorInfo, Read]] = {}
+    contents: dict[str, tuple[TensorInfo, Callable[[], Tensor]]] = {}
     for name, info in source.tensors.items():
         layer = layer_of(name)
         kept = mask.kept.get(layer) if layer is not None else None

@@ -4,30 +4,37 @@ Values of every document and every question are kept, so that two checkpoints ar
 """
 
 import json
-from dataclasses import asdict
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from moeprune.errors import BadInput, known_word
+from tasks import suites
 from tasks.artifacts import Artifact, Params, Runtime, Step, Store, set_threads, stage
+from tasks.comparison import GENERATIONS, REPORT, SAMPLES, write_samples
+from tasks.comparison import compare as compare
+from tasks.comparison import side_by_side as side_by_side
+from tasks.harvest import harvest
+from tasks.held_out import EvaluationCorpus, read_corpus, write_on
 from tasks.identity import code_digest
-from tasks.local_tasks import data_files, is_local, read_task, task_folder
+from tasks.local_tasks import data_files, is_local, read_task, runs_code, task_folder, twin_files
 from tasks.progress import progress
 
-CODE = ("moeprune.perplexity", "moeprune.footprint", "moeprune.models", "moeprune.corpus", "moeprune.surgery")
+CODE = (
+    "moeprune.perplexity",
+    "moeprune.footprint",
+    "moeprune.models",
+    "moeprune.corpus",
+    "moeprune.surgery",
+    "tasks.likelihood",
+)
 LIBRARIES = ("torch", "transformers", "lm-eval")
-REPORT, SAMPLES, GENERATIONS = "report.json", "samples.parquet", "generations.json"
 FORMAT = "moeprune-report/1"
-
-
-class EvaluationCorpus(Params):
-    """A held-out corpus."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    source: str
-    field: str = "text"
 
 
 class EvaluateParams(Params):
@@ -36,7 +43,9 @@ class EvaluateParams(Params):
     corpora: tuple[EvaluationCorpus, ...] = ()
     """Held-out text for perplexity and bits per byte."""
     tasks: tuple[str, ...] = ()
-    """lm-eval tasks: built-in names, or paths of local YAML."""
+    """Words of suites (docs/suites.md), lm-eval's names, or paths of local YAML."""
+    data: str = Field("hub", pattern="^(hub|local)$")
+    """Where lm-eval's tasks have their data from; local are the files that `python -m tasks.benchmarks` fetches."""
     dtype: str = Field("float32", pattern="^(auto|float32|bfloat16|float16)$")
     """Precision of the model; compare models in one precision only."""
     sequence_length: int = Field(256, gt=1)
@@ -47,37 +56,103 @@ class EvaluateParams(Params):
     generations: int = Field(3, ge=0)
     """Greedy continuations of held-out text to read side by side."""
     seed: int = 0
+    expert_skipping: bool = False
+    """Whether the pruned model is measured a second time with dynamic expert skipping (models of top-2 routing)."""
     allow_code_execution: bool = False
     """Whether tasks that run generated code may."""
 
 
-def check_built_in(name: str) -> None:
-    """BadInput, with the nearest name, if lm-eval has no such task."""
+def check(params: EvaluateParams, trusted: bool) -> None:
+    """BadInput for tasks that are unknown or absent, or that would run code without leave; nothing is measured."""
+    for name in suites.expand(params.tasks):
+        task = suites.TASKS.get(name)
+        if is_local(name):
+            data_files(name, read_task(name, trusted))
+            executes = runs_code(name)
+        elif params.data == "local":
+            twin_files(name)
+            executes = False
+            if params.num_fewshot and task and "dev" not in task.splits:
+                raise BadInput(
+                    f"evaluate.num_fewshot: local data of '{name}' has no split to take examples from: set 0, "
+                    "or evaluate.data: hub"
+                )
+        elif task:
+            executes = task.runs_code
+        else:
+            known_word(name, [*_built_in().all_tasks, *suites.SUITES], "evaluate.tasks:")
+            executes = _runs_code(name)
+        if executes and not params.allow_code_execution:
+            raise BadInput(
+                f"evaluate.tasks: '{name}' runs what a model writes: set evaluate.allow_code_execution: true where "
+                "that can do no harm"
+            )
+        if task and task.writes >= params.sequence_length:
+            raise BadInput(
+                f"evaluate.sequence_length: '{name}' writes up to {task.writes} tokens after its question: set it to "
+                f"{task.writes + 1024} or more"
+            )
+
+
+@cache
+def _built_in() -> Any:
+    """lm-eval's index of its own tasks: some ten seconds, hence once."""
     from lm_eval.tasks import TaskManager
 
-    known_word(name, TaskManager().all_tasks, "evaluate.tasks:")
+    return TaskManager()
+
+
+def _runs_code(name: str) -> bool:
+    """Whether one of lm-eval's tasks, or a member of one of its groups and tags, is marked as running code."""
+    entry = _built_in().task_index.get(name)
+    if entry is None:
+        return False
+    config = entry.cfg or {}
+    members = config.get("task") if "group" in config else sorted(entry.tags) if not config else []
+    return bool(config.get("unsafe_code")) or any(
+        _runs_code(member) for member in members or [] if isinstance(member, str) and member != name
+    )
 
 
 def step(
-    params: EvaluateParams, of: str, checkpoint: Artifact | None, corpora: dict[str, Path], store: Store, trusted: bool
+    params: EvaluateParams,
+    of: str,
+    checkpoint: Artifact | None,
+    corpora: dict[str, Path],
+    store: Store,
+    trusted: bool,
+    skipping: dict[str, Artifact | None] | None = None,
 ) -> Step:
-    """Corpora and local tasks count by their content; `corpora` are the located sources."""
+    """Corpora and local tasks count by their content; `corpora` are the located sources.
+
+    With statistics of the checkpoint as `skipping`, tokens skip experts by the thresholds of all of them together.
+    """
     tasks: dict[str, Any] = {}
-    for name in params.tasks:
+    for name in suites.expand(params.tasks):
         if is_local(name):
             content = read_task(name, trusted)
             files = {split: store.hash_of(path) for split, path in data_files(name, content).items()}
             tasks[content["task"]] = {"yaml": store.hash_of(Path(name)), "data": files}
+        elif params.data == "local":
+            data = {
+                leaf: {split: store.hash_of(path) for split, path in files.items()}
+                for leaf, files in twin_files(name).items()
+            }
+            tasks[name] = {"yaml": suites.digest(name), "data": data}
         else:
             tasks[name] = "built-in"
-    identity = params.model_dump(mode="json", exclude={"corpora", "tasks"}) | {
+    identity = params.model_dump(mode="json", exclude={"corpora", "tasks", "data", "expert_skipping"}) | {
         "corpora": [
             {"name": corpus.name, "field": corpus.field, "source": store.hash_of(corpora[corpus.name])}
             for corpus in params.corpora
         ],
         "tasks": tasks,
+        "suites": suites.headlines(params.tasks),
     }
-    return Step("evaluate", of, code_digest(CODE, LIBRARIES), identity, {"checkpoint": checkpoint})
+    inputs = {"checkpoint": checkpoint}
+    inputs |= {f"observe.{number}": statistics for number, statistics in enumerate((skipping or {}).values())}
+    code = (*CODE, "moeprune.skipping") if skipping else CODE
+    return Step("evaluate", of, code_digest(code, LIBRARIES), identity, inputs)
 
 
 @stage(name="evaluate")
@@ -94,37 +169,46 @@ def evaluate(
         from moeprune.models import load_model, pick_device
 
         set_threads(runtime)
-        (checkpoint,) = step.inputs.values()
+        checkpoint = step.inputs["checkpoint"]
         assert checkpoint is not None
+        observed = [store.folder(entry) for name, entry in step.inputs.items() if name != "checkpoint" and entry]
         folder, device = store.folder(checkpoint), pick_device(runtime.device)
         memory = measure(folder, params.dtype, device, params.sequence_length, trust_remote_code)
         model = load_model(folder, params.dtype, device, trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        metrics: dict[str, Any] = {}
+        found: dict[str, Any] = {"metrics": {}, "pooled": {}}
         samples: list[dict[str, Any]] = []
         written: list[dict[str, str]] = []
-        for corpus in params.corpora:
-            found, rows, starts = _perplexity(model, tokenizer, corpus, corpora[corpus.name], params, runtime, step)
-            metrics |= found
-            samples += rows
-            if len(written) < params.generations:
-                written.append(_continue(model, tokenizer, starts, corpus.name))
-        if params.tasks:
-            found, rows = _harness(model, tokenizer, params, runtime, trust_remote_code, step)
-            metrics |= found
-            samples += rows
-        memory = {**_sizes(folder, trust_remote_code), **memory}
+        with _skipping(model, observed) as skipped:
+            for corpus in params.corpora:
+                path, batch = corpora[corpus.name], runtime.batch_size
+                metrics, rows, starts = read_corpus(
+                    model, tokenizer, corpus, path, params.sequence_length, batch, params.limit, step.title
+                )
+                found["metrics"] |= metrics
+                samples += rows
+                if len(written) < params.generations:
+                    written.append(write_on(model, tokenizer, starts, corpus.name))
+            if params.tasks:
+                results = _harness(model, tokenizer, params, runtime, trust_remote_code, step)
+                metrics, rows, found["pooled"] = harvest(results)
+                found["metrics"] |= metrics
+                samples += rows
+        found["metrics"] |= skipped
+        for word, names in step.params["suites"].items():
+            found["metrics"][f"suite/{word}"] = suites.average([found["metrics"][name] for name in names])
         report = {
             "format": FORMAT,
             "checkpoint": checkpoint.digest,
             "evaluation": step.params,
             "limited": params.limit is not None,
-            "metrics": metrics,
-            "memory": memory,
+            **found,
+            "suites": step.params["suites"],
+            "memory": {**_sizes(folder, trust_remote_code), **memory},
         }
         (target / REPORT).write_text(json.dumps(report, indent=1) + "\n")
         (target / GENERATIONS).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
-        _write_samples(target / SAMPLES, samples)
+        write_samples(target / SAMPLES, samples)
         return {
             "documents": sum(row["kind"] == "document" for row in samples),
             "questions": sum(row["kind"] == "question" for row in samples),
@@ -146,93 +230,40 @@ def _sizes(folder: Path, trust_remote_code: bool) -> dict[str, int]:
     return {"disk": checkpoint.weight_bytes, "parameters": total, "active_parameters": active}
 
 
-def _perplexity(
-    model: Any,
-    tokenizer: Any,
-    corpus: EvaluationCorpus,
-    path: Path,
-    params: EvaluateParams,
-    runtime: Runtime,
-    step: Step,
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
-    """(metrics, a row for each document, the tokens of the first document) of one corpus."""
-    import torch
-
-    from moeprune.corpus import read_documents
-    from moeprune.perplexity import bits_per_byte, document_nll, perplexity
-
-    texts = list(read_documents(path, corpus.field))[: params.limit]
-    if not texts:
-        raise BadInput(f"evaluate.corpora '{corpus.name}': {path} holds no text: give another source")
-    # Special tokens are left out: the prefix stands for them, and every token of the text is predicted.
-    ids = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
-    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if prefix is None:
-        raise BadInput(
-            "evaluate: the tokenizer has neither a bos nor an eos token to begin a document with: set one "
-            "in tokenizer_config.json"
-        )
-    tokens = torch.tensor([len(document) for document in ids], dtype=torch.float64)
-    size = torch.tensor([len(text.encode()) for text in texts], dtype=torch.float64)
-    with progress(f"{step.title}: {corpus.name}", int(tokens.sum()), "tok") as done:
-        nll = document_nll(model, ids, prefix, params.sequence_length, runtime.batch_size, done)
-    metrics = {
-        f"perplexity/{corpus.name}": asdict(perplexity(nll, tokens)),
-        f"bits_per_byte/{corpus.name}": asdict(bits_per_byte(nll, size)),
-    }
-    rows = [
-        {
-            "kind": "document",
-            "set": corpus.name,
-            "id": number,
-            "nll": float(nll[number]),
-            "tokens": int(tokens[number]),
-            "bytes": int(size[number]),
-        }
-        for number in range(len(texts))
-    ]
-    return metrics, rows, ids[0]
-
-
-def _continue(model: Any, tokenizer: Any, ids: list[int], name: str) -> dict[str, str]:
-    """What the model writes after the first 48 tokens of a document, greedily."""
-    import torch
-
-    start = torch.tensor([ids[:48]], device=model.device)
-    with torch.no_grad():
-        whole = model.generate(
-            start,
-            attention_mask=torch.ones_like(start),
-            max_new_tokens=48,
-            do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-    return {"corpus": name, "prompt": tokenizer.decode(start[0]), "text": tokenizer.decode(whole[0, start.shape[1] :])}
-
-
 def _harness(
     model: Any, tokenizer: Any, params: EvaluateParams, runtime: Runtime, trusted: bool, step: Step
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(metrics, a row for each question) by lm-eval."""
+) -> dict[str, Any]:
+    """What lm-eval finds."""
     import logging
 
-    import torch
+    from datasets import disable_progress_bars
     from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from moeprune.perplexity import mean
+    from tasks.likelihood import log_likelihoods
+
+    class Model(HFLM):  # type: ignore[misc]
+        """lm-eval's model, told log-likelihoods by ours."""
+
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: Any = None) -> Any:
+            pairs = [(context, continuation) for _, context, continuation in requests]
+            with progress(f"{step.title}: choices", len(pairs), "choices") as done:
+                return log_likelihoods(self.model, pairs, self.max_length, runtime.batch_size * 4, done)
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    names = [read_task(task, trusted)["task"] if is_local(task) else task for task in params.tasks]
-    lm = HFLM(
+    disable_progress_bars()  # one for every file of every task
+    given = suites.expand(params.tasks)
+    names = [read_task(task, trusted)["task"] if is_local(task) else task for task in given]
+    lm = Model(
         pretrained=model, tokenizer=tokenizer, batch_size=runtime.batch_size * 4, max_length=params.sequence_length
     )
-    with task_folder(params.tasks, trusted) as folder:
-        manager = TaskManager(include_path=str(folder), include_defaults=not all(map(is_local, params.tasks)))
+    with task_folder(given, trusted, params.data == "local") as folder, _leave(params.allow_code_execution):
+        in_folder = all(is_local(name) or name in suites.TASKS for name in given)
+        manager = TaskManager(include_path=str(folder), include_defaults=not in_folder)
         try:
-            results = simple_evaluate(
+            results: dict[str, Any] = simple_evaluate(
                 model=lm,
                 tasks=names,
                 task_manager=manager,
@@ -245,105 +276,42 @@ def _harness(
                 fewshot_random_seed=params.seed,
                 confirm_run_unsafe_code=params.allow_code_execution,
             )
-        except (KeyError, ConnectionError, DatasetsError) as error:
+        except (KeyError, ConnectionError, FileNotFoundError, DatasetsError) as error:
             raise BadInput(
                 f"evaluate.tasks: lm-eval cannot run {', '.join(names)}: {error}; check the names and that "
                 "their data can be reached"
             ) from error
-    metrics: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
-    for task, questions in results["samples"].items():
-        for metric in ("acc", "acc_norm"):
-            values = torch.tensor([row[metric] for row in questions if metric in row], dtype=torch.float64)
-            if len(values):
-                metrics[f"{task}/{metric}"] = asdict(mean(values))
-        rows += [
-            {"kind": "question", "set": task, "id": row["doc_id"], **{m: row.get(m) for m in ("acc", "acc_norm")}}
-            for row in questions
-        ]
-    for task, found in results["results"].items():  # metrics that are not means of questions, as lm-eval has them
-        for label, value in found.items():
-            name, _, filtered = label.partition(",")
-            if (
-                filtered
-                and not name.endswith("_stderr")
-                and f"{task}/{name}" not in metrics
-                and isinstance(value, float)
-            ):
-                deviation = found.get(f"{name}_stderr,{filtered}")
-                metrics[f"{task}/{name}"] = {
-                    "value": value,
-                    "stderr": deviation if isinstance(deviation, float) else None,
-                    "n": len(results["samples"].get(task, ())),
-                }
-    return metrics, rows
+    return results
 
 
-def _write_samples(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as arrow
-    from pyarrow import parquet
-
-    schema = arrow.schema(
-        [
-            ("kind", arrow.string()),
-            ("set", arrow.string()),
-            ("id", arrow.int64()),
-            ("nll", arrow.float64()),
-            ("tokens", arrow.int64()),
-            ("bytes", arrow.int64()),
-            ("acc", arrow.float64()),
-            ("acc_norm", arrow.float64()),
-        ]
-    )
-    parquet.write_table(arrow.Table.from_pylist(rows, schema=schema), path)
+@contextmanager
+def _leave(allowed: bool) -> Iterator[None]:
+    """Meanwhile the evaluate library may run code that a model wrote, if that is allowed."""
+    name = "HF_ALLOW_CODE_EVAL"
+    before = os.environ.get(name)
+    os.environ[name] = "1" if allowed else "0"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
-def compare(before: Path, after: Path) -> dict[str, dict[str, float | int | None]]:
-    """Paired differences, after minus before, between two artifacts of this stage, by metric.
+@contextmanager
+def _skipping(model: Any, observed: list[Path]) -> Iterator[dict[str, Any]]:
+    """Meanwhile tokens skip experts by the thresholds of what was observed, if anything; what is measured of it."""
+    measured: dict[str, Any] = {}
+    if not observed:
+        yield measured
+        return
+    from moeprune.files import load_statistics
+    from moeprune.skipping import skipping, thresholds
+    from moeprune.statistics import pooled
 
-    `log_perplexity/<corpus>` is in nats per token; accuracies are differences of means. Each has a standard error
-    over pairs. Sets that are not the same documents or questions in both are left out.
-    """
-    import torch
-    from pyarrow import parquet
-
-    from moeprune.perplexity import mean, ratio
-
-    def read(folder: Path) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
-        sets: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-        for row in parquet.read_table(folder / SAMPLES).to_pylist():
-            sets.setdefault((row["kind"], row["set"]), {})[row["id"]] = row
-        return sets
-
-    old, new = read(before), read(after)
-    found: dict[str, dict[str, float | int | None]] = {}
-    for (kind, name), rows in old.items():
-        others = new.get((kind, name), {})
-        if rows.keys() != others.keys():
-            continue
-
-        def column(source: dict[int, dict[str, Any]], field: str, ids: Any = tuple(rows)) -> Any:
-            return torch.tensor([source[number][field] for number in ids], dtype=torch.float64)
-
-        if kind == "document":
-            tokens = column(rows, "tokens")
-            if torch.equal(tokens, column(others, "tokens")):
-                shift = column(others, "nll") - column(rows, "nll")
-                found[f"log_perplexity/{name}"] = asdict(ratio(shift, tokens))
-                found[f"bits_per_byte/{name}"] = asdict(
-                    ratio(shift / torch.log(torch.tensor(2.0)), column(rows, "bytes"))
-                )
-        else:
-            for metric in ("acc", "acc_norm"):
-                if all(row[metric] is not None for row in [*rows.values(), *others.values()]):
-                    found[f"{name}/{metric}"] = asdict(mean(column(others, metric) - column(rows, metric)))
-    return found
-
-
-def side_by_side(before: Path, after: Path) -> str:
-    """What two evaluated models write after the same beginnings, as Markdown."""
-    old, new = (json.loads((folder / GENERATIONS).read_text()) for folder in (before, after))
-    return "\n".join(
-        f"## {one['corpus']}\n\n**prompt** {one['prompt']}\n\n**base** {one['text']}\n\n**pruned** {other['text']}\n"
-        for one, other in zip(old, new, strict=True)
-    )
+    sums = pooled([load_statistics(folder / "statistics.safetensors") for folder in observed])
+    beta = dict(zip(sums.layer.tolist(), thresholds(sums).tolist(), strict=True))
+    with skipping(model, beta) as skipped:
+        yield measured
+    tokens = max(skipped.tokens.values(), default=0)
+    measured["experts_per_token"] = {"value": skipped.experts_per_token, "stderr": None, "n": tokens}

@@ -1,4 +1,7 @@
-"""lm-eval tasks from local YAML: read without running anything, checked, and made ready for lm-eval."""
+"""lm-eval tasks that read local data: YAML of the user's, and twins of lm-eval's own; made ready for lm-eval.
+
+A twin is lm-eval's own definition of a task with only the place of its data changed.
+"""
 
 import re
 import tempfile
@@ -10,6 +13,7 @@ from typing import Any
 import yaml
 
 from moeprune.errors import BadInput
+from tasks import benchmarks, suites
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,6 +63,20 @@ def _refuse_code(path: Path, folder: Path) -> None:
         _refuse_code(other, folder)
 
 
+def runs_code(name: str) -> bool:
+    """Whether a local task, or what it includes, is marked as running what a model writes."""
+
+    def marks(path: Path) -> Iterator[bool]:
+        content = yaml.load(path.read_text(), Loader=_Loader)
+        if "unsafe_code" in content:
+            yield bool(content["unsafe_code"])
+        included = content.get("include") or []
+        for other in [included] if isinstance(included, str) else included:
+            yield from marks(path.parent / other)
+
+    return next(marks(Path(name)), False)
+
+
 def data_files(name: str, content: dict[str, Any]) -> dict[str, Path]:
     """The data files of a local task, absolute, by split; BadInput for one that is not there."""
     files = (content.get("dataset_kwargs") or {}).get("data_files") or {}
@@ -70,15 +88,63 @@ def data_files(name: str, content: dict[str, Any]) -> dict[str, Path]:
     return found
 
 
+def _split_keys(splits: Iterable[str]) -> dict[str, str | None]:
+    """What a twin says of its splits; the ones it has not are taken away from lm-eval's definition."""
+    keys = {"training_split": "train", "validation_split": "validation", "test_split": "test", "fewshot_split": "dev"}
+    return {key: split if split in splits else None for key, split in keys.items()}
+
+
+def _leaves(name: str) -> dict[str, Path]:
+    """lm-eval's YAML of each single task that a suite's task consists of."""
+    contents = {path: yaml.load(path.read_text(), Loader=_Loader) for path in suites.files(name)}
+    return {content["task"]: path for path, content in contents.items() if "group" not in content}
+
+
+def twin_files(name: str) -> dict[str, dict[str, Path]]:
+    """The data of a suite's task by single task and split; BadInput if it has no twin or was not fetched."""
+    task = suites.TASKS.get(name)
+    if task is None or not task.splits:
+        raise BadInput(
+            f"evaluate.data: there is no local data of '{name}': set evaluate.data: hub, or take it out of "
+            "evaluate.tasks"
+        )
+    folder = benchmarks.location()
+    if not benchmarks.present(folder):
+        raise BadInput(f"evaluate.data: {folder} does not hold the benchmarks: fetch them with {benchmarks.COMMAND}")
+    return {leaf: {split: folder / leaf / f"{split}.parquet" for split in task.splits} for leaf in _leaves(name)}
+
+
 @contextmanager
-def task_folder(names: Iterable[str], trusted: bool) -> Iterator[Path]:
-    """A folder for lm-eval's TaskManager: each local task included, with absolute paths of its data files."""
+def task_folder(names: Iterable[str], trusted: bool, local_data: bool) -> Iterator[Path]:
+    """A folder for lm-eval's TaskManager: each local and each suite's task included, with absolute paths of its data.
+
+    With `local_data` a suite's tasks are their twins.
+    """
     with tempfile.TemporaryDirectory(prefix="moeprune-tasks-") as folder:
-        for number, name in enumerate(filter(is_local, names)):
-            content = read_task(name, trusted)
-            task: dict[str, Any] = {"include": str(Path(name).resolve()), "task": content["task"]}
-            if files := data_files(name, content):
-                paths = {split: str(path) for split, path in files.items()}
-                task["dataset_kwargs"] = {**content["dataset_kwargs"], "data_files": paths}
-            (Path(folder) / f"{number}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+
+        def write(task: dict[str, Any]) -> None:
+            number = len(list(Path(folder).iterdir()))
+            (Path(folder) / f"{number:03}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+
+        for name in names:
+            if is_local(name):
+                content = read_task(name, trusted)
+                task: dict[str, Any] = {"include": str(Path(name).resolve()), "task": content["task"]}
+                if files := data_files(name, content):
+                    paths = {split: str(path) for split, path in files.items()}
+                    task["dataset_kwargs"] = {**content["dataset_kwargs"], "data_files": paths}
+                write(task)
+            elif name in suites.TASKS:
+                twins = twin_files(name) if local_data else {}
+                sources = {path: leaf for leaf, path in _leaves(name).items()}
+                for path in suites.files(name):
+                    write({"include": str(path)} | _data_of(twins.get(sources.get(path, ""), {})))
         yield Path(folder)
+
+
+def _data_of(files: dict[str, Path]) -> dict[str, Any]:
+    if not files:
+        return {}
+    paths = {split: str(path) for split, path in files.items()}
+    place = {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": paths}}
+    return place | _split_keys(paths)

@@ -1,21 +1,25 @@
-"""mask: scores and a budget become the experts each layer keeps."""
+"""mask: scores and a budget become the experts each layer keeps, or the recipe of a weight mask."""
 
-import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
 from moeprune.errors import BadInput, known_word
-from tasks.artifacts import Artifact, Params, Runtime, Step, Store, stage
+from moeprune.selection import Rule, find
+from tasks.artifacts import Artifact, Params, Runtime, Step, Store, set_threads, stage
 from tasks.identity import code_digest
+from tasks.progress import progress
 
 MASK = "mask.json"
 CODE = ("moeprune.masks", "moeprune.routing")
+BUDGETS = ("ratio", "keep", "bytes", "sparsity")
+ORDERS = ("as_printed", "sequential")
 
 
 class MaskParams(Params):
-    """How much to remove: give one of ratio, keep and bytes."""
+    """How much to remove: give one of ratio, keep, bytes and sparsity."""
 
     ratio: float | None = Field(None, ge=0, lt=1)
     """Fraction of each layer's experts to REMOVE; the number removed is rounded down."""
@@ -23,18 +27,63 @@ class MaskParams(Params):
     """Experts each layer keeps."""
     bytes: ByteSize | None = None
     """Most bytes the pruned checkpoint's weights may have, such as 9GB."""
+    sparsity: float | str | None = None
+    """Zero weights inside experts instead: a fraction of each row such as 0.5, or a pattern such as "2:4"."""
+    order: str = "as_printed"
+    """For sparsity, whether layers see the dense model's inputs (as_printed) or those of sparse ones (sequential)."""
     selection: str = "uniform"
     """A file of moeprune/selection."""
+    options: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    """The selection rule's own options."""
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        if isinstance(value, int):  # YAML takes 2:4 for a number of base 60
+            raise ValueError(f'{value} is neither a fraction nor a pattern: quote a pattern, as in "2:4"')
+        return value
 
     @model_validator(mode="after")
     def _one_budget(self) -> "MaskParams":
-        from moeprune.selection import words
+        from moeprune.weight_masks import parse_pattern
 
-        given = [name for name in ("ratio", "keep", "bytes") if getattr(self, name) is not None]
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of ratio, keep and bytes, not {' and '.join(given) or 'none'}")
-        known_word(self.selection, words(), "mask.selection")
+            raise ValueError(f"give exactly one of {', '.join(BUDGETS)}, not {' and '.join(given) or 'none'}")
+        known_word(self.order, ORDERS, "mask.order")
+        self.rule.options(self.options)
+        if self.sparsity is not None:
+            if self.selection != "uniform":
+                raise BadInput("mask.selection: weights inside experts are chosen row by row: leave selection out")
+            parse_pattern(self.pattern)
+        elif self.order != "as_printed":
+            raise BadInput("mask.order is for mask.sparsity: leave it out")
         return self
+
+    @property
+    def rule(self) -> Rule:
+        """The selection rule itself."""
+        return find(self.selection)
+
+    @property
+    def pattern(self) -> str:
+        """The sparsity as it is written into a weight mask."""
+        return str(self.sparsity)
+
+    @property
+    def candidate(self) -> "MaskParams | None":
+        """The mask that must be made first because the rule fills up from it."""
+        options = self.rule.options(self.options)
+        if "candidate" not in self.rule.reads or options["fill"] not in _rules():
+            return None
+        given = {"selection": options["fill"], "options": {"corpus": options["fill_corpus"]}}
+        return self.model_copy(update=given)
+
+
+def _rules() -> list[str]:
+    from moeprune.selection import words
+
+    return words()
 
 
 def number_to_keep(params: MaskParams, folder: Path, trust_remote_code: bool = False) -> int:
@@ -70,11 +119,49 @@ def _within(budget: int, folder: Path, trust_remote_code: bool) -> int:
     )
 
 
-def step(params: MaskParams, keep: int, checkpoint: Artifact | None, scores: Artifact | None) -> Step:
-    """Ratio, number and bytes that come to the same number of experts are the same mask."""
-    modules = [f"moeprune.selection.{params.selection}", *CODE]
-    identity = {"keep": keep, "selection": params.selection}
-    return Step("mask", "", code_digest(modules), identity, {"download": checkpoint, "score": scores})
+def step(
+    params: MaskParams,
+    keep: int,
+    checkpoint: Artifact | None,
+    scores: Artifact | None = None,
+    statistics: dict[str, Artifact | None] | None = None,
+    corpora: dict[str, Artifact | None] | None = None,
+    candidate: Artifact | None = None,
+    dtype: str = "auto",
+    of: str = "",
+) -> Step:
+    """What the rule reads decides. Ratio, number and bytes that come to the same number of experts are the same mask.
+
+    `dtype` is the precision of a rule that runs the model.
+    """
+    rule = params.rule
+    inputs: dict[str, Artifact | None] = {"download": checkpoint}
+    identity: dict[str, Any] = {"keep": keep, "selection": params.selection, "options": rule.options(params.options)}
+    libraries: tuple[str, ...] = ()
+    if {"scores", "per_corpus"} & set(rule.reads):
+        inputs["score"] = scores
+    if "statistics" in rule.reads:
+        inputs |= _numbered("observe", statistics)
+    if "model" in rule.reads:
+        inputs |= _numbered("calibrate", corpora)
+        identity |= {"corpora": list(corpora or {}), "dtype": dtype}
+        libraries = ("torch", "transformers")
+    if params.candidate is not None:
+        inputs["candidate"] = candidate
+    return Step("mask", of, code_digest([rule.module, *CODE], libraries), identity, inputs)
+
+
+def weight_step(
+    params: MaskParams, criterion: str, checkpoint: Artifact | None, statistics: dict[str, Artifact | None]
+) -> Step:
+    """A weight mask is a recipe: base, criterion, pattern and the statistics it is to be computed from."""
+    identity = {"criterion": criterion, "pattern": params.pattern, "order": params.order}
+    inputs = {"download": checkpoint, **_numbered("observe", statistics)}
+    return Step("mask", "", code_digest(["moeprune.weight_masks"]), identity, inputs)
+
+
+def _numbered(stage: str, artifacts: dict[str, Artifact | None] | None) -> dict[str, Artifact | None]:
+    return {f"{stage}.{number}": artifact for number, artifact in enumerate((artifacts or {}).values())}
 
 
 @stage(name="mask")
@@ -83,33 +170,103 @@ def mask(step: Step, runtime: Runtime, params: MaskParams, trust_remote_code: bo
     store = Store(runtime.store)
 
     def build(target: Path) -> dict[str, Any]:
-        from moeprune.files import load_scores
+        if params.sparsity is not None:
+            return _write_weight_mask(step, target)
         from moeprune.masks import Mask
-        from moeprune.schema import read_config, read_routing
-        from moeprune.selection import find
+        from moeprune.schema import read_config, read_plan, read_routing
 
-        checkpoint, artifact = step.inputs["download"], step.inputs["score"]
-        assert checkpoint and artifact
-        routing = read_routing(read_config(store.folder(checkpoint), trust_remote_code))
-        scores, _, layers = load_scores(store.folder(artifact) / "scores.safetensors")
-        select = find(params.selection)
-        readable = {"scores": scores, "keep": step.params["keep"], "routing": routing}
-        chosen = select(**{name: readable[name] for name in inspect.signature(select).parameters})
-        kept = {layer: tuple(row) for layer, row in zip(layers, chosen.tolist(), strict=True)}
+        set_threads(runtime)
+        checkpoint = step.inputs["download"]
+        assert checkpoint
+        config = read_config(store.folder(checkpoint), trust_remote_code)
+        plan, routing = read_plan(config, trust_remote_code), read_routing(config)
+        with progress(step.title, len(plan.layers), "layer") as done:
+            given = _readable(step, runtime, trust_remote_code) | {
+                "plan": lambda: plan,
+                "routing": lambda: routing,
+                "keep": lambda: step.params["keep"],
+                "progress": lambda: done,
+            }
+            rule = params.rule
+            chosen = rule.select(**{name: given[name]() for name in rule.reads}, **step.params["options"])
+        kept = {layer: tuple(row) for layer, row in zip(plan.layers, chosen.tolist(), strict=True)}
         result = Mask(checkpoint.digest, routing.experts, kept)
         (target / MASK).write_text(result.to_json())
-        return {"kept": step.params["keep"], "experts": routing.experts, "table": margins(result, scores.tolist())}
+        scores = given["scores"]() if step.inputs.get("score") else None
+        table = margins(result, scores.tolist() if scores is not None else None)
+        return {"kept": step.params["keep"], "experts": routing.experts, "table": table}
 
     return store.produce(step, runtime, build)
 
 
-def margins(mask: Any, scores: list[list[float]]) -> list[dict[str, Any]]:
+def _write_weight_mask(step: Step, target: Path) -> dict[str, Any]:
+    from moeprune.weight_masks import WeightMask
+
+    base = step.inputs["download"]
+    assert base is not None
+    statistics = tuple(entry.digest for name, entry in step.inputs.items() if name != "download" and entry)
+    (target / MASK).write_text(WeightMask(base=base.digest, statistics=statistics, **step.params).to_json())
+    return {}
+
+
+def _readable(step: Step, runtime: Runtime, trust_remote_code: bool) -> dict[str, Callable[[], Any]]:
+    """What a rule may ask for by the names of its parameters; read when asked for."""
+    store = Store(runtime.store)
+
+    def folders(stage: str) -> list[Path]:
+        return [store.folder(entry) for name, entry in step.inputs.items() if name.split(".")[0] == stage and entry]
+
+    def scores(which: int) -> Any:
+        from moeprune.files import load_scores
+
+        (folder,) = folders("score")
+        return load_scores(folder / "scores.safetensors")[which]
+
+    def statistics() -> Any:
+        from moeprune.files import load_statistics
+
+        return [load_statistics(folder / "statistics.safetensors") for folder in folders("observe")]
+
+    def corpora() -> Any:
+        from moeprune.files import load_corpus
+
+        blocks = [load_corpus(folder / "tokens.safetensors") for folder in folders("calibrate")]
+        return dict(zip(step.params["corpora"], blocks, strict=True))
+
+    def model() -> Any:
+        from moeprune.models import cached_model, pick_device
+
+        (folder,) = folders("download")
+        return cached_model(folder, step.params["dtype"], pick_device(runtime.device), trust_remote_code)
+
+    def candidate() -> Any:
+        import torch
+
+        from moeprune.masks import Mask
+
+        for folder in folders("candidate"):
+            return torch.tensor(list(Mask.from_json((folder / MASK).read_text()).kept.values()))
+        return None
+
+    return {
+        "scores": lambda: scores(0),
+        "per_corpus": lambda: scores(1),
+        "statistics": statistics,
+        "corpora": corpora,
+        "model": model,
+        "candidate": candidate,
+    }
+
+
+def margins(mask: Any, scores: list[list[float]] | None) -> list[dict[str, Any]]:
     """One row for each expert: its score, whether it is kept, and its distance from the cut of its layer.
 
-    The cut lies halfway between the lowest score kept and the highest removed; positive margins are kept.
+    The cut lies halfway between the lowest score kept and the highest removed; where the rule goes by the scores
+    alone, positive margins are kept. A rule without scores has neither.
     """
     rows = []
-    for (layer, kept), values in zip(mask.kept.items(), scores, strict=True):
+    for number, (layer, kept) in enumerate(mask.kept.items()):
+        values = scores[number] if scores is not None else [float("nan")] * mask.experts
         removed = [value for expert, value in enumerate(values) if expert not in kept]
         cut = (min(values[expert] for expert in kept) + max(removed)) / 2 if removed else float("-inf")
         rows += [

@@ -287,6 +287,18 @@ class Run:
         """Keep a small text as an artifact of this run."""
         self._client.log_text(self.id, text, name)
 
+    def log_curve(self, child: str, rows: Sequence[Mapping[str, float]]) -> None:
+        """Record a training curve on a child: each row has a `step`, its other values are metrics at that step."""
+        now = int(time.time() * 1000)
+        points = [
+            Metric(_name(key), float(value), now, int(row["step"]))
+            for row in rows
+            for key, value in row.items()
+            if key != "step"
+        ]
+        for start in range(0, len(points), 900):
+            self._client.log_batch(child, metrics=points[start : start + 900])
+
     def _maker(self, stage: str, key: str) -> str | None:
         found = self._tracker._search(f"tags.key = '{key}' AND tags.cache = 'miss' AND tags.stage = '{stage}'", 1)
         return str(found[0].info.run_id) if found else None
@@ -301,11 +313,15 @@ class Run:
             self._client.log_inputs(run_id, datasets=[used])
 
     def log_model(
-        self, kind: Literal["base", "pruned"], digest: str, name: str, params: Mapping[str, Any] | None = None
+        self,
+        kind: Literal["base", "pruned", "distilled"],
+        digest: str,
+        name: str,
+        params: Mapping[str, Any] | None = None,
     ) -> str:
         """The id of the one logged model with this digest, made if there is none; linked to this run.
 
-        A base is what the run reads, a pruned model what it makes. `params` are those of the first run to make it.
+        A base is what the run reads, the others what it makes. `params` are those of the first run to make it.
         The weights stay where they are.
         """
         tracker, client = self._tracker, self._client

@@ -50,6 +50,14 @@ def observed(family: str) -> Observed:
     return Observed(observe(model, corpus_of(sequences, [0, 0, 0])), tiny.truth(model, sequences))
 
 
+def gate_ratios(layer: tiny.LayerTruth) -> Tensor:
+    """Of each token the smaller of its two gates divided by the larger."""
+    gates: dict[int, list[float]] = {}
+    for visit in layer.visits:
+        gates.setdefault(visit.token, []).append(visit.gates["deployed"])
+    return torch.tensor([min(pair) / max(pair) for pair in gates.values()], dtype=torch.float64)
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest relative difference of any entry; where 0 is expected, 0 it must be."""
     assert found.shape == expected.shape

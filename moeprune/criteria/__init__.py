@@ -2,33 +2,51 @@
 
 A criterion is one function `score` whose first parameter says what it reads:
 
-    score(statistics, ...)  the sums of one corpus        -> [L, E]
-    score(experts, ...)     the weights of one layer      -> [E]
-    score(shape, ...)       nothing but (L, E)            -> [L, E]
+    score(statistics, ...)      the sums of one corpus           -> [L, E]
+    score(experts, ...)         the weights of one layer         -> [E]
+    score(router, ...)          the router rows of one layer     -> [E]
+    score(shape, ...)           nothing but (L, E)               -> [L, E]
+    score(weight, energy, ...)  one matrix and its input energy  -> [out, in], for sparsity inside experts
 
-Higher means keep. Further parameters are keyword-only with a default: they are the recipe's `score.options`.
+Higher means keep. Further parameters are keyword-only with a default: they are the recipe's `score.options`; a
+`Literal` annotation lists the words one of them may be. A constant `SUMS` names the groups of `observe.sums` the
+criterion needs beside core, `ENERGY` whether its input energy is "gated" (the default) or "ungated".
+
+A criterion of your own is such a file in a folder of yours that the environment variable MOEPRUNE_CRITERIA names
+(several are separated as in PATH). Its word then works everywhere, unless a file here has the same name.
 """
 
-import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from moeprune.errors import BadInput, known_word
+from moeprune import options
+from moeprune.errors import known_word
+
+__path__.extend(
+    os.path.abspath(folder) for folder in os.environ.get("MOEPRUNE_CRITERIA", "").split(os.pathsep) if folder
+)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion found by its word: `reads` is "statistics", "experts" or "shape"."""
+    """A criterion found by its word.
+
+    `reads` is "statistics", "experts", "router", "shape" or "weight"; `sums` are the groups of `observe.sums` it needs
+    beside core; `energy` is the kind of input energy a criterion of weights is given.
+    """
 
     word: str
     reads: str
     score: Callable[..., Tensor]
     defaults: dict[str, Any]
+    sums: tuple[str, ...]
+    energy: Literal["gated", "ungated"]
 
     @property
     def module(self) -> str:
@@ -37,26 +55,18 @@ class Criterion:
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """All options with their values; BadInput for an unknown one or one of another type."""
-        for name, value in given.items():
-            if not self.defaults:
-                raise BadInput(f"score.options.{name}: criterion '{self.word}' takes no options: remove it")
-            known_word(name, self.defaults, f"score.options of criterion '{self.word}':")
-            if type(value) is not type(self.defaults[name]):
-                kind = type(self.defaults[name]).__name__
-                raise BadInput(
-                    f"score.options.{name}: {value!r} is not of type {kind}: give one like {self.defaults[name]!r}"
-                )
-        return self.defaults | given
+        return options.complete(self.score, given, "score.options", f"criterion '{self.word}'")
 
 
 def words() -> list[str]:
     """Every criterion there is."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+    return sorted({path.stem for folder in __path__ for path in Path(folder).glob("*.py")} - {"__init__"})
 
 
 def find(word: str) -> Criterion:
     """The criterion of that name; BadInput with the nearest name if there is none."""
     known_word(word, words(), "score.criterion")
-    score = import_module(f"{__name__}.{word}").score
-    reads, *options = inspect.signature(score).parameters.values()
-    return Criterion(word, reads.name, score, {option.name: option.default for option in options})
+    module = import_module(f"{__name__}.{word}")
+    reads = options.positional(module.score)[0]
+    energy: Any = getattr(module, "ENERGY", "gated")
+    return Criterion(word, reads, module.score, options.defaults(module.score), getattr(module, "SUMS", ()), energy)

@@ -15,5 +15,8 @@ def score(statistics: Statistics) -> Float64[Tensor, "L E"]:
     Not MC-Suite's literal Eq. 13 (arXiv:2504.05586), which sums per-dimension norms and is another number.
 
     The member (0, 0, 1) of the unified family. An expert that saw no token scores 0.
+
+    Good for keeping multiple-choice accuracy, where it is close to the best; on generation it can be far behind its
+    mean over tokens, MAN (arXiv:2606.15716).
     """
     return unified.score(statistics, b=0, a=0, c=1)

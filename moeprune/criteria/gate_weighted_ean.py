@@ -13,5 +13,8 @@ def score(statistics: Statistics) -> Float64[Tensor, "L E"]:
         S[l, e] = sum_t g_t n_t        g gate, n = ||f_e(x_t)||_2, N tokens routed to e
 
     The member (0, 1, 1) of the unified family. An expert that saw no token scores 0.
+
+    Good for task-specific pruning with calibration data of the task: frequency and gate both count (the principle of
+    arXiv:2606.15716).
     """
     return unified.score(statistics, b=0, a=1, c=1)

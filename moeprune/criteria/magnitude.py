@@ -1,4 +1,4 @@
-"""Magnitude: mean absolute weight, the weight-only baseline (our definition; papers name it without a formula)."""
+"""Magnitude: mean absolute weight (no paper: some name it as a baseline, none gives a formula)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +13,8 @@ def score(experts: Iterable[Sequence[Tensor]]) -> Float64[Tensor, "E"]:
         S[e] = sum |w| / N
 
     An expert whose weights are all zero scores minus infinity.
+
+    Good for a baseline without data.
     """
     return torch.stack([_score_of(matrices) for matrices in experts])
 

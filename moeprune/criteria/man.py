@@ -13,5 +13,7 @@ def score(statistics: Statistics) -> Float64[Tensor, "L E"]:
         S[l, e] = sum_t n_t / N        g gate, n = ||f_e(x_t)||_2, N tokens routed to e
 
     The member (1, 0, 1) of the unified family. An expert that saw no token scores 0.
+
+    Good for task-agnostic pruning: with MSAN, its choice depends least on the calibration corpus (arXiv:2606.15716).
     """
     return unified.score(statistics, b=1, a=0, c=1)

@@ -13,5 +13,7 @@ def score(statistics: Statistics) -> Float64[Tensor, "L E"]:
         S[l, e] = sum_t n_t^2 / N        g gate, n = ||f_e(x_t)||_2, N tokens routed to e
 
     The member (1, 0, 2) of the unified family. An expert that saw no token scores 0.
+
+    Good for task-agnostic pruning, like MAN, with more weight on an expert's largest outputs.
     """
     return unified.score(statistics, b=1, a=0, c=2)

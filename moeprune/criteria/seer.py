@@ -13,5 +13,7 @@ def score(statistics: Statistics) -> Float64[Tensor, "L E"]:
         S[l, e] = sum_t g_t        g gate, n = ||f_e(x_t)||_2, N tokens routed to e
 
     The member (0, 1, 0) of the unified family. An expert that saw no token scores 0.
+
+    Good for a baseline between frequency and gate-weighted norms.
     """
     return unified.score(statistics, b=0, a=1, c=0)

@@ -1,15 +1,48 @@
 """Selection rules: how scores become a mask. The word in a recipe is the file's name.
 
-A rule is one function `select` whose parameters say what it reads; each rule is given those by name.
+A rule is one function `select` whose positional parameters say what it reads; it is given them by name:
+
+    scores      [L, E]      the importance of each expert
+    per_corpus  [S, L, E]   the same by each corpus alone, in the recipe's order
+    statistics              the sums of each corpus
+    model, plan, corpora    what is needed to run the model on the calibration corpora; `progress` is told of layers
+    candidate   [L, keep]   what another rule keeps, or None
+    keep, routing           how many experts stay in each layer, and what the router demands of them
+
+It returns the experts each layer keeps, [L, keep], ascending. Keyword-only parameters are the recipe's `mask.options`.
+A constant `SUMS` names the groups of `observe.sums` the rule needs beside core.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from moeprune import options
 from moeprune.errors import known_word
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A selection rule found by its word; `reads` are the names of what it must be given."""
+
+    word: str
+    reads: tuple[str, ...]
+    select: Callable[..., Tensor]
+    defaults: dict[str, Any]
+    sums: tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        """The full name of its module."""
+        return f"{__name__}.{self.word}"
+
+    def options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """All options with their values; BadInput for an unknown one or one of another type."""
+        return options.complete(self.select, given, "mask.options", f"selection '{self.word}'")
 
 
 def words() -> list[str]:
@@ -17,7 +50,9 @@ def words() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
 
 
-def find(word: str) -> Callable[..., Tensor]:
+def find(word: str) -> Rule:
     """The rule of that name; BadInput with the nearest name if there is none."""
     known_word(word, words(), "mask.selection")
-    return import_module(f"{__name__}.{word}").select
+    module = import_module(f"{__name__}.{word}")
+    select = module.select
+    return Rule(word, options.positional(select), select, options.defaults(select), getattr(module, "SUMS", ()))

@@ -1,4 +1,4 @@
-"""Within each layer, the highest scores stay; every layer keeps the same number of experts."""
+"""Within each layer the highest scores stay (the rule of most papers, among them REAP, arXiv:2510.13999)."""
 
 import torch
 from jaxtyping import Float64, Int64
@@ -8,11 +8,16 @@ from moeprune.routing import Routing
 
 
 def select(scores: Float64[Tensor, "L E"], keep: int, routing: Routing) -> Int64[Tensor, "L keep"]:
-    """The experts each layer keeps, ascending.
+    """The experts each layer keeps, ascending; every layer keeps the same number.
+
+        kept[l] = the experts with the highest S[l, e]
 
     Experts are removed from the front of one total order: ascending (score, expert id), so that of two equal scores
     the lower id goes. With a group-limited router every group loses the same number, or its rows would be regrouped.
+    Infinite scores are fine: experts without weights score minus infinity, protected ones plus infinity.
     Raises BadInput if the router cannot work with `keep` experts, ValueError for a score that is not a number.
+
+    Good for any criterion: one number of experts for all layers is what stock loaders can express.
     """
     if scores.isnan().any():
         raise ValueError("scores contain NaN: they cannot be ordered")

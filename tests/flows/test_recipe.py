@@ -28,7 +28,7 @@ def test_read_recipe_changes_are_yaml_values(recipe):
 
 @pytest.mark.parametrize("change", ["mask.keep=4", "mask.bytes=9MB", "mask.ratio=0.5"])
 def test_read_recipe_another_budget_takes_the_place_of_the_first(change: str, recipe):
-    budget = {name: value for name, value in read_recipe(recipe, (change,)).mask if name != "selection"}
+    budget = {name: value for name, value in read_recipe(recipe, (change,)).mask if name not in ("selection", "options", "order")}
     given = {"mask.keep=4": ("keep", 4), "mask.bytes=9MB": ("bytes", 9_000_000), "mask.ratio=0.5": ("ratio", 0.5)}
     assert {name: value for name, value in budget.items() if value is not None} == dict([given[change]])
 
@@ -66,3 +66,28 @@ def test_expand_list_of_sections_with_a_list_inside():
 def test_expand_lists_that_a_recipe_has_anyway_are_no_axes():
     content = BASE | {"observe": {"sums": ["core", "pairs"]}, "evaluate": {"tasks": ["arc_easy", "piqa"]}}
     assert len(list(expand(content))) == 1
+
+
+def test_expand_variants_change_sections_together_and_a_budget_takes_the_place_of_another():
+    content = BASE | {
+        "score": {"criterion": "reap", "combine": "mean"},
+        "mask": {"ratio": [0.25, 0.5]},
+        "variants": [
+            {},
+            {"score": {"criterion": ["man", "ean"]}},
+            {"score": {"criterion": "wanda"}, "mask": {"sparsity": "2:4"}},
+        ],
+    }
+    found = [(one["score"], one["mask"]) for one in expand(content)]
+    assert found == [
+        *(({"criterion": "reap", "combine": "mean"}, {"ratio": ratio}) for ratio in (0.25, 0.5)),
+        *(({"criterion": c, "combine": "mean"}, {"ratio": ratio}) for ratio in (0.25, 0.5) for c in ("man", "ean")),
+        ({"criterion": "wanda", "combine": "mean"}, {"sparsity": "2:4"}),
+    ]
+    assert not any("variants" in one for one in expand(content))
+
+
+def test_read_recipe_sparsity_takes_the_place_of_a_ratio(recipe):
+    changes = ("mask.sparsity=0.5", "score.criterion=wanda", "observe.sums=[inputs]")
+    read = read_recipe(recipe, changes)
+    assert read.mask.ratio is None and read.mask.sparsity == 0.5 and read.sparse

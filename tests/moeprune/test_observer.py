@@ -6,11 +6,21 @@ import weakref
 import pytest
 import tiny
 import torch
-from observed import Observed, corpus_of, observe, observed, relative_error, relative_error_of_vectors
+from observed import (
+    Observed,
+    corpus_of,
+    gate_ratios,
+    observe,
+    observed,
+    relative_error,
+    relative_error_of_vectors,
+)
 from torch import Tensor
 
 from moeprune.errors import BadInput
-from moeprune.observer import IMPLEMENTATION, Observer
+from moeprune.interface import IMPLEMENTATION
+from moeprune.observer import Observer
+from moeprune.rows import Rows
 from moeprune.statistics import GATE_MODES, GROUPS
 
 TOLERANCE = 1e-5
@@ -123,6 +133,29 @@ def test_pairs_sum_over_tokens_that_chose_both(family):
     expected = case.expected(together)
     assert torch.equal(case.statistics.sum_of("pair_count"), expected[..., 0])
     assert relative_error(case.statistics.sum_of("pair_contribution"), expected[..., 1]) < TOLERANCE
+
+
+@every_family
+def test_gate_ratio_is_the_histogram_over_tokens_of_second_to_first_gate(family):
+    case = observed(family)
+    for histogram, layer in zip(case.statistics.sum_of("gate_ratio"), case.truth.values(), strict=True):
+        bins = torch.arange(1000).repeat_interleave(histogram.long())  # of each token, ascending
+        ratios = gate_ratios(layer).sort().values
+        assert len(bins) == len(ratios) == 14 + 9 + 20, "padding was counted, or a token was not"
+        # Rounding may put a ratio on the edge of two bins into either.
+        assert ((ratios > bins / 1000 - 1e-6) & (ratios < (bins + 1) / 1000 + 1e-6)).all()
+
+
+def test_gate_ratio_leaves_out_tokens_with_fewer_than_two_gates():
+    # Token 0 chose one expert and a slot of gate 0, token 1 an expert held elsewhere, token 2 is padding, token 3 is
+    # 0.2 to 0.8, tokens 4 and 5 are 1 to 1.
+    expert = torch.tensor([[0, 1], [2, 4], [0, 1], [3, 1], [0, 1], [2, 3]])
+    gate = torch.tensor([[0.7, 0.0], [0.5, 0.5], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5], [0.5, 0.5]])
+    valid = torch.tensor([True, True, False, True, True, True])
+    token = torch.arange(6).repeat_interleave(2)
+    expert, order = expert.flatten().sort(stable=True)
+    rows = Rows(4, expert, token[order], gate.flatten()[order], torch.ones(12, 3), 6, valid)
+    assert rows.gate_ratios(10).tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0, 2]
 
 
 @every_family

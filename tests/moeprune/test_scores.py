@@ -1,24 +1,20 @@
-"""Every criterion against per-token lists; what holds for any criterion holds for every file of the folder."""
+"""Every criterion of sums against lists of what each token did, on models that route in different ways."""
 
-import math
+from functools import lru_cache, reduce
+from operator import add
 
 import pytest
 import tiny
 import torch
-from observed import observed, relative_error
-from safetensors.torch import save_file
-from torch import Tensor
+from observed import corpus_of, observe, observed, relative_error
 
 from moeprune import criteria
-from moeprune.checkpoint import open_checkpoint
-from moeprune.criteria import aimer, magnitude, reap, unified
+from moeprune.criteria import ean_ca, easy_ep, frequency, man, mone, reap, unified
 from moeprune.errors import BadInput
-from moeprune.experts import LayerExperts
-from moeprune.schema import read_config, read_plan
-from moeprune.statistics import Statistics
+from moeprune.statistics import GATE_MODES, Statistics
 
 FOUND = {word: criteria.find(word) for word in criteria.words()}
-reading = {kind: [word for word, found in FOUND.items() if found.reads == kind] for kind in ("statistics", "experts")}
+OF_SUMS = [word for word, found in FOUND.items() if found.reads == "statistics"]
 
 
 def mean(values: list[float]) -> float:
@@ -39,7 +35,7 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("mode", ["deployed", "softmax_full", "softmax_topk"])
+@pytest.mark.parametrize("mode", GATE_MODES)
 @pytest.mark.parametrize("word", SLOW)
 @pytest.mark.parametrize("family", tiny.EXPLAINED)
 def test_score_equals_brute_force_over_tokens(family, word, mode):
@@ -47,6 +43,79 @@ def test_score_equals_brute_force_over_tokens(family, word, mode):
     found = FOUND[word].score(case.statistics.in_gate_mode(mode))
     expected = case.expected(lambda layer, e: SLOW[word]([(v.gates[mode], v.norm) for v in layer.of(e)]))
     assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("mode", GATE_MODES)
+@pytest.mark.parametrize("how", ["mean", "sum"])
+@pytest.mark.parametrize("family", tiny.EXPLAINED)
+def test_mone_equals_the_standard_deviation_of_each_dimension(family, how, mode):
+    case = observed(family)
+
+    def slow(layer: tiny.LayerTruth, expert: int) -> float:
+        visits = layer.of(expert)
+        if len(visits) < 2:
+            return 0.0
+        gates = [v.gates[mode] for v in visits]
+        deviation = torch.stack([v.output for v in visits]).std(0, correction=1)
+        return float(deviation.norm()) * (mean(gates) if how == "mean" else sum(gates))
+
+    found = mone.score(case.statistics.in_gate_mode(mode), frequency=how)
+    assert relative_error(found, case.expected(slow)) < 1e-5
+
+
+@pytest.mark.parametrize("family", tiny.EXPLAINED)
+def test_ean_ca_equals_the_length_of_the_mean_output_and_is_at_most_man(family):
+    case = observed(family)
+
+    def slow(layer: tiny.LayerTruth, expert: int) -> float:
+        outputs = [v.output for v in layer.of(expert)]
+        return float(torch.stack(outputs).mean(0).norm()) if outputs else 0.0
+
+    found = ean_ca.score(case.statistics)
+    assert relative_error(found, case.expected(slow)) < 1e-5
+    assert torch.all(found <= man.score(case.statistics) * (1 + 1e-6))
+
+
+@pytest.mark.parametrize("family", tiny.EXPLAINED)
+def test_easy_ep_equals_contributions_times_the_turn_of_their_token(family):
+    case = observed(family)
+
+    def turn(layer: tiny.LayerTruth, token: int) -> float:
+        x = layer.residual[token]
+        added = sum(v.gates["deployed"] * v.output for v in layer.visits if v.token == token)
+        return max(1 - float(torch.cosine_similarity(x, x + added, dim=0)), 0)
+
+    expected = case.expected(
+        lambda layer, e: sum(v.gates["deployed"] * v.norm * turn(layer, v.token) for v in layer.of(e))
+    )
+    assert relative_error(easy_ep.score(case.statistics), expected) < 1e-5
+
+
+@pytest.mark.parametrize("family", tiny.EXPLAINED)
+def test_score_without_gates_is_equal_in_all_gate_modes_and_one_with_gates_is_not(family):
+    modes = [observed(family).statistics.in_gate_mode(mode) for mode in GATE_MODES]
+    for word in OF_SUMS:
+        first, *others = (FOUND[word].score(statistics) for statistics in modes)
+        gated = word in ("seer", "gate_weighted_ean", "squared_gate_energy", "reap", "unified", "mone")
+        assert all(torch.equal(first, other) for other in others) != gated
+
+
+@lru_cache
+def observed_apart(family: str) -> tuple[Statistics, Statistics]:
+    """The tokens of `observed` in chunks of one sequence, and the sum of passes over one sequence each."""
+    model, sequences = tiny.shared_model(family), tiny.token_ids(14, 9, 20)
+    chunked = observe(model, corpus_of(sequences, [0, 1, 2]))
+    return chunked, reduce(add, (observe(model, corpus_of([one], [0])) for one in sequences))
+
+
+@pytest.mark.parametrize("word", OF_SUMS)
+@pytest.mark.parametrize("family", ["olmoe", "mixtral", "deepseek_v3"])
+def test_score_of_chunks_summed_equals_that_of_one_pass(family, word):
+    chunked, separate = observed_apart(family)
+    whole = FOUND[word].score(observed(family).statistics)
+    assert len(chunked.tokens) == 3 and len(separate.tokens) == 1
+    for statistics in (chunked, chunked.total(), separate):
+        torch.testing.assert_close(FOUND[word].score(statistics), whole, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -86,191 +155,23 @@ def test_unified_constant_member_and_other_exponents_are_refused():
             unified.score(statistics, **exponents)
 
 
-def test_criterion_unknown_word_or_option_is_refused_with_the_nearest():
-    with pytest.raises(BadInput, match="did you mean 'reap'"):
-        criteria.find("reep")
-    with pytest.raises(BadInput, match="did you mean 'seed'"):
-        criteria.find("uniform_random").options({"sede": 1})
-    with pytest.raises(BadInput, match="takes no options"):
-        criteria.find("reap").options({"seed": 1})
-    with pytest.raises(BadInput, match="not of type int"):
-        criteria.find("uniform_random").options({"seed": "1"})
-    assert criteria.find("unified").options({"c": 2}) == {"b": 1, "a": 1, "c": 2}
+def test_mone_worked_example_and_too_few_tokens():
+    # Outputs (3, 4) and (0, 1) with gates .5 and .1: deviations sqrt(4.5) and sqrt(4.5), so 3 times the mean gate .3;
+    # expert 1 saw one token, expert 2 none.
+    statistics = statistics_of([(0, 0.5, 5), (0, 0.1, 1), (1, 0.9, 2)], experts=3)
+    statistics.sums["output_sum"] = torch.tensor([[[3.0, 5.0], [2.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
+    torch.testing.assert_close(mone.score(statistics), torch.tensor([[0.9, 0, 0]], dtype=torch.float64))
+    summed = mone.score(statistics, frequency="sum")
+    torch.testing.assert_close(summed, torch.tensor([[1.8, 0, 0]], dtype=torch.float64))
 
 
-# ------------------------------------------------------------------------------------- of any file of the folder
+def test_mone_outputs_all_alike_score_zero_and_never_the_root_of_a_negative_number():
+    statistics = statistics_of([(0, 0.5, 0.1)] * 7, experts=1)
+    statistics.sums["output_sum"] = torch.tensor([[[0.7000000001]]], dtype=torch.float64)
+    assert mone.score(statistics).item() == 0
 
 
-def permuted(statistics: Statistics, order: Tensor) -> Statistics:
-    """The same observation of a model whose experts are numbered in another order."""
-    experts_last = {"probability", "easy_ep", "max_activation", "max_abs_activation"}
-
-    def moved(name: str, value: Tensor) -> Tensor:
-        if name.startswith("pair_"):
-            return value[:, order][:, :, order]
-        return value[..., order] if name in experts_last else value[:, order]
-
-    return Statistics(
-        statistics.layer,
-        statistics.tokens,
-        statistics.count[:, :, order],
-        statistics.moments[:, :, order],
-        {mode: value[:, :, order] for mode, value in statistics.other_gates.items()},
-        {name: moved(name, value) for name, value in statistics.sums.items()},
-    )
-
-
-ORDER = torch.tensor([3, 7, 0, 2, 6, 1, 5, 4])
-
-
-@pytest.mark.parametrize("word", reading["statistics"])
-def test_statistics_criterion_permuting_experts_permutes_scores(word):
-    statistics = observed("deepseek_v3").statistics
-    plain, moved = FOUND[word].score(statistics), FOUND[word].score(permuted(statistics, ORDER))
-    torch.testing.assert_close(moved, plain[:, ORDER], rtol=1e-12, atol=0)
-    assert not torch.allclose(moved, plain)
-
-
-def expert_weights(layer: int) -> list[list[Tensor]]:
-    experts = tiny.moe_blocks(tiny.shared_model("qwen3_moe"))[layer].experts
-    return [[experts.gate_up_proj[e].detach(), experts.down_proj[e].detach()] for e in range(tiny.EXPERTS)]
-
-
-@pytest.mark.parametrize("word", reading["experts"])
-def test_weight_criterion_permuting_experts_permutes_scores(word):
-    weights = expert_weights(0)
-    plain, moved = FOUND[word].score(weights), FOUND[word].score([weights[i] for i in ORDER])
-    torch.testing.assert_close(moved, plain[ORDER], rtol=1e-12, atol=0)
-    assert not torch.allclose(moved, plain)
-
-
-@pytest.mark.parametrize("word", FOUND)
-def test_criterion_gives_a_finite_number_for_each_expert(word):
-    if FOUND[word].reads == "statistics":
-        scores = FOUND[word].score(observed("olmoe").statistics)
-    elif FOUND[word].reads == "experts":
-        scores = torch.stack([FOUND[word].score(expert_weights(layer)) for layer in (0, 1)])
-    else:
-        scores = FOUND[word].score((2, tiny.EXPERTS))
-    assert scores.shape == (2, tiny.EXPERTS) and scores.dtype == torch.float64
-    assert scores.isfinite().all()
-
-
-@pytest.mark.parametrize("word", reading["statistics"])
-def test_statistics_criterion_expert_without_tokens_never_beats_all_others(word):
-    statistics = observed("olmoe").statistics
-    silent = torch.arange(tiny.EXPERTS) == 5
-    emptied = Statistics(
-        statistics.layer,
-        statistics.tokens,
-        statistics.count.masked_fill(silent, 0),
-        statistics.moments.masked_fill(silent[:, None, None], 0),
-        sums={
-            name: value.masked_fill(silent, 0) if name in ("probability", "easy_ep") else value
-            for name, value in statistics.sums.items()
-            if name in ("probability", "easy_ep", "max_activation", "max_abs_activation")
-        },
-    )
-    scores = FOUND[word].score(emptied)
-    assert not scores.isnan().any()
-    assert torch.all(scores[:, 5] <= scores[:, ~silent].amin(1)), "a silent expert is pruned first"
-
-
-@pytest.mark.parametrize("word", FOUND)
-def test_criterion_says_what_it_reads_and_that_higher_is_kept(word):
-    assert FOUND[word].reads in ("statistics", "experts", "shape")
-    docstring = FOUND[word].score.__doc__
-    assert "higher = keep" in docstring or FOUND[word].reads == "shape"
-
-
-def test_uniform_random_seed_decides():
-    score = FOUND["uniform_random"].score
-    assert torch.equal(score((4, 8), seed=1), score((4, 8), seed=1))
-    assert not torch.equal(score((4, 8), seed=1), score((4, 8), seed=2))
-    # 16000 experts: each quarter of [0, 1) gets a quarter of them, within five standard deviations
-    quarters = torch.histc(score((1000, 16)).float(), bins=4, min=0, max=1) / 16000
-    assert torch.all((quarters - 0.25).abs() < 5 * math.sqrt(0.25 * 0.75 / 16000))
-
-
-# ------------------------------------------------------------------------------------------------- weights alone
-
-
-def gaussian(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize(
-    ("matrix", "ratio"),
-    [
-        (gaussian(1000, 1000), 0.79788),
-        (torch.rand(1000, 1000, generator=torch.Generator().manual_seed(0)) * 2 - 1, 0.86603),
-    ],
-    ids=["gaussian", "uniform"],
-)
-def test_aimer_known_distributions_of_a_million_weights(matrix, ratio):
-    assert aimer.score([[matrix]]).item() == pytest.approx(-ratio, abs=1e-3)
-
-
-def test_aimer_constant_weights_score_minus_one_and_a_single_one_the_best_possible():
-    one_hot = torch.zeros(10, 10)
-    one_hot[3, 4] = -2.5
-    scores = aimer.score([[torch.full((10, 10), -0.3)], [one_hot]])
-    torch.testing.assert_close(scores, torch.tensor([-1, -1 / math.sqrt(100)], dtype=torch.float64))
-
-
-def test_aimer_matrices_of_an_expert_are_one_vector_not_averaged():
-    # |w|: 3, 4, 0, 0 -> (7/4) / sqrt(25/4) = 0.7; per matrix it would be the mean of 1, 1 and 0
-    matrices = [torch.tensor([[3.0]]), torch.tensor([[-4.0]]), torch.tensor([[0.0, 0.0]])]
-    assert aimer.score([matrices]).item() == pytest.approx(-0.7, rel=1e-12)
-
-
-def test_aimer_does_not_change_with_scale_or_layout():
-    up, down = gaussian(48, 32), gaussian(32, 24)
-    plain, scaled, moved = aimer.score([[up, down], [up * 8, down * 8], [down.T, up[torch.randperm(48)]]])
-    torch.testing.assert_close(scaled, plain, rtol=1e-12, atol=0)
-    torch.testing.assert_close(moved, plain, rtol=1e-12, atol=0)
-    (other,) = aimer.score([[up * 8, down]])
-    assert abs(float(other - plain)) > 1e-2
-
-
-@pytest.mark.parametrize("criterion", [aimer, magnitude])
-def test_weight_criterion_dead_expert_scores_minus_infinity(criterion):
-    dead, alive = criterion.score([[torch.zeros(4, 4), torch.zeros(4, 2)], [gaussian(4, 4), torch.zeros(4, 2)]])
-    assert dead == -torch.inf and alive.isfinite()
-
-
-def test_magnitude_is_the_mean_over_all_matrices_together():
-    # (1 + 2 + 3 + 10) / 4; the mean of the matrices' means would be 6
-    assert magnitude.score([[torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([[-10.0]])]]).item() == 4
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("word", reading["experts"])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_weight_criterion_on_files_equals_that_in_memory(family, word, dtype, tmp_path):
-    model = tiny.new_model(family).to(dtype)
-    model.save_pretrained(tmp_path)
-    plan, checkpoint = read_plan(read_config(tmp_path)), open_checkpoint(tmp_path)
-    blocks = tiny.moe_blocks(model)
-    assert plan.layers == list(blocks)
-    for layer, block in blocks.items():
-        weights = [
-            [block.experts.gate_up_proj[e].detach(), block.experts.down_proj[e].detach()] for e in range(tiny.EXPERTS)
-        ]
-        found = FOUND[word].score(LayerExperts(checkpoint, plan, layer))
-        torch.testing.assert_close(found, FOUND[word].score(weights), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("word", reading["experts"])
-def test_weight_criterion_on_a_fused_file_equals_that_on_single_experts(word, tmp_path):
-    model = tiny.new_model("qwen3_moe")
-    model.save_pretrained(tmp_path / "single")
-    model.save_pretrained(tmp_path / "fused")
-    save_file(dict(model.state_dict()), tmp_path / "fused" / "model.safetensors", metadata={"format": "pt"})
-    single, fused = open_checkpoint(tmp_path / "single"), open_checkpoint(tmp_path / "fused")
-    assert len(single.tensors) > len(fused.tensors)
-    plan = read_plan(read_config(single.folder))
-    for layer in plan.layers:
-        one, other = (FOUND[word].score(LayerExperts(source, plan, layer)) for source in (single, fused))
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
-        assert len(set(one.tolist())) == tiny.EXPERTS
+def test_mean_criterion_weighted_sums_keep_their_mean():
+    statistics = statistics_of([(0, 0.6, 3), (1, 0.4, 2)], experts=2)
+    torch.testing.assert_close(reap.score(statistics.scaled(0.25)), reap.score(statistics))
+    torch.testing.assert_close(frequency.score(statistics.scaled(0.25)), frequency.score(statistics) * 0.25)

@@ -14,7 +14,7 @@ from moeprune.checkpoint import Checkpoint, open_checkpoint
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from moeprune.schema import Plan, read_config, read_plan
-from moeprune.surgery import parameters, prune_checkpoint, pruned_bytes
+from moeprune.surgery import parameters, prune_checkpoint, pruned_bytes, write_checkpoint
 
 KEEP = 6
 ONE_FILE = 10**9
@@ -247,3 +247,37 @@ def test_progress_is_told_every_byte(saved, tmp_path):
     told: list[int] = []
     prune_checkpoint(source, plan, some_mask(plan), tmp_path, ONE_FILE, told.append)
     assert sum(told) == pruned_bytes(source, plan, KEEP)
+
+
+def doubled(source: Checkpoint) -> dict:
+    """Contents in which every norm is twice what it was."""
+    return {
+        name: (info, lambda name=name: source.read(name) * (2 if "norm" in name else 1))
+        for name, info in source.tensors.items()
+    }
+
+
+def test_checkpoint_is_written_from_any_contents_with_the_config_given(saved, tmp_path):
+    shutil.copytree(saved("olmoe"), tmp_path / "whole")
+    (tmp_path / "whole/tokenizer.json").write_text("{}")
+    source, told = open_checkpoint(tmp_path / "whole"), []
+    (tmp_path / "new").mkdir()
+    config = source.config | {"rms_norm_eps": 1e-3}
+    write_checkpoint(source, doubled(source), config, tmp_path / "new", 40_000, told.append)
+    new = open_checkpoint(tmp_path / "new")
+    assert new.config == config and len(new.weight_files) > 3 and sum(told) == new.weight_bytes
+    assert (tmp_path / "new/tokenizer.json").is_file() and (tmp_path / "new/generation_config.json").is_file()
+    model = tiny.new_model("olmoe")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(2 if "norm" in name else 1)
+    loaded = tiny.load(tmp_path / "new").state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("change", [lambda tensor: tensor.double(), lambda tensor: tensor[:-1]], ids=["dtype", "shape"])
+def test_tensor_read_as_another_than_promised_is_refused(change, saved, tmp_path):
+    source = open_checkpoint(saved("olmoe"))
+    contents = {name: (info, lambda name=name: change(source.read(name))) for name, info in source.tensors.items()}
+    with pytest.raises(ValueError, match="planned was"):
+        write_checkpoint(source, contents, source.config, tmp_path, ONE_FILE)

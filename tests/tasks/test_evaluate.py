@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -12,15 +13,17 @@ import pytest
 import sample
 import torch
 import yaml
+from fetched import benchmarks_folder
 from pyarrow import parquet
 from tokenizers import Tokenizer
 
 from moeprune import models
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
-from tasks import evaluate, prune
+from tasks import calibrate, comparison, download, evaluate, observe, prune
 from tasks.artifacts import Artifact, Step
 from tasks.evaluate import EvaluateParams
+from tasks.suites import SUITES
 
 MEMORY = {"load_peak_anonymous": 5, "forward_peak_anonymous": 7}
 LENGTH = 16  # shorter than most documents: they are read in several windows
@@ -225,7 +228,7 @@ def test_evaluate_pruned_model_is_another_and_the_base_is_reused(workshop, param
 
 
 def test_compare_pairs_equal_direct_computation(base, smaller):
-    found = evaluate.compare(base, smaller)
+    found = comparison.compare(base, smaller)
     before = [row for row in samples(base) if row["set"] == "code"]
     after = [row for row in samples(smaller) if row["set"] == "code"]
     tokens = sum(row["tokens"] for row in before)
@@ -246,7 +249,7 @@ def test_compare_pairs_equal_direct_computation(base, smaller):
 
 
 def test_compare_with_itself_is_zero(base):
-    assert {metric["value"] for metric in evaluate.compare(base, base).values()} == {0.0}
+    assert {metric["value"] for metric in comparison.compare(base, base).values()} == {0.0}
 
 
 def test_compare_sets_that_differ_are_left_out(workshop, params, base, tmp_path):
@@ -257,7 +260,7 @@ def test_compare_sets_that_differ_are_left_out(workshop, params, base, tmp_path)
             "tasks": (),
         }
     )
-    assert set(evaluate.compare(base, measure(workshop, changed))) == {"log_perplexity/code", "bits_per_byte/code"}
+    assert set(comparison.compare(base, measure(workshop, changed))) == {"log_perplexity/code", "bits_per_byte/code"}
 
 
 def test_compare_other_documents_of_equal_number_are_left_out(workshop, params, base, tmp_path):
@@ -266,7 +269,7 @@ def test_compare_other_documents_of_equal_number_are_left_out(workshop, params, 
     other = sample.write_lines(tmp_path / "wiki.jsonl", turned)
     corpora = (params.corpora[0].model_copy(update={"source": str(other)}),)
     folder = measure(workshop, params.model_copy(update={"corpora": corpora, "tasks": ()}))
-    assert evaluate.compare(base, folder) == {}
+    assert comparison.compare(base, folder) == {}
 
 
 def test_evaluate_limit_takes_the_first_and_is_flagged(workshop, params, base):
@@ -277,7 +280,7 @@ def test_evaluate_limit_takes_the_first_and_is_flagged(workshop, params, base):
         assert sum(row["set"] == name for row in rows) == 5
     first = [row["nll"] for row in samples(base) if row["set"] == "wiki"][:5]
     assert [row["nll"] for row in rows if row["set"] == "wiki"] == pytest.approx(first, rel=1e-5)
-    assert "log_perplexity/wiki" not in evaluate.compare(base, folder)
+    assert "log_perplexity/wiki" not in comparison.compare(base, folder)
 
 
 def test_evaluate_generations_are_what_the_model_writes_greedily(workshop, base):
@@ -317,3 +320,235 @@ def test_evaluate_unreadable_data_of_a_task_is_bad_input(workshop, params, tmp_p
     (tmp_path / "choice.jsonl").write_text("not JSON at all\n")
     with pytest.raises(BadInput, match="choice"):
         measure(workshop, params.model_copy(update={"corpora": (), "tasks": (str(path),)}))
+
+
+EIGHT, SIX = "zero-shot-eight", "tb-coverage-six"
+
+
+@pytest.fixture(scope="module")
+def twins(workshop, params) -> tuple[EvaluateParams, Path, Path]:
+    """(what was measured, report of the base, report of a smaller model): five questions of every local twin."""
+    benchmarks_folder()
+    given = params.model_copy(
+        update={"corpora": (), "tasks": (EIGHT, SIX), "data": "local", "limit": 5, "sequence_length": 192}
+    )
+    return given, measure(workshop, given), measure(workshop, given, "pruned", pruned(workshop, (0, 1, 2, 3)))
+
+
+def test_evaluate_suites_of_local_twins_measure_every_task_and_their_mean(twins):
+    _, base, _ = twins
+    metrics = report(base)["metrics"]
+    headline = dict.fromkeys(("arc_challenge", "arc_easy", "hellaswag", "openbookqa"), "acc_norm")
+    headline |= dict.fromkeys(("boolq", "mmlu", "rte", "winogrande", "piqa"), "acc")
+    for word in (EIGHT, SIX):
+        parts = [metrics[f"{name}/{headline[name]}"] for name in SUITES[word]]
+        assert [part["n"] for part in parts] == [5 * 57 if name == "mmlu" else 5 for name in SUITES[word]]
+        found = metrics[f"suite/{word}"]
+        assert found["value"] == pytest.approx(sum(part["value"] for part in parts) / len(parts))
+        assert found["stderr"] == pytest.approx(math.sqrt(sum(part["stderr"] ** 2 for part in parts)) / len(parts))
+    subjects = [value["value"] for name, value in metrics.items() if name.startswith("mmlu_") and value["n"] == 5]
+    assert len(subjects) == 57
+    assert metrics["mmlu/acc"]["value"] == pytest.approx(sum(subjects) / 57)  # as many questions of each
+
+
+def test_compare_suites_are_means_of_paired_differences(twins):
+    _, base, smaller = twins
+    found, old, new = comparison.compare(base, smaller), report(base)["metrics"], report(smaller)["metrics"]
+    assert any(found[f"suite/{word}"]["value"] for word in (EIGHT, SIX))
+    for word in (EIGHT, SIX):
+        parts = [found[name] for name in report(base)["suites"][word]]
+        assert len(parts) == len(SUITES[word])
+        assert found[f"suite/{word}"]["value"] == pytest.approx(
+            new[f"suite/{word}"]["value"] - old[f"suite/{word}"]["value"]
+        )
+        assert found[f"suite/{word}"]["stderr"] == pytest.approx(
+            math.sqrt(sum(part["stderr"] ** 2 for part in parts)) / len(parts)
+        )
+    sets = [(row["set"], row["id"], row["acc"]) for row in samples(base) if row["set"].startswith("mmlu_")]
+    after = {(row["set"], row["id"]): row["acc"] for row in samples(smaller)}
+    change = torch.tensor([after[name, number] - acc for name, number, acc in sets], dtype=torch.float64)
+    assert found["mmlu/acc"]["value"] == pytest.approx(float(change.mean()))
+    assert found["mmlu/acc"]["stderr"] == pytest.approx(float(change.std()) / math.sqrt(len(change)))
+
+
+def test_compare_a_suite_measured_on_one_side_only_is_left_out(workshop, twins):
+    given, base, _ = twins
+    alone = measure(workshop, given.model_copy(update={"tasks": (SIX,)}))
+    found = comparison.compare(base, alone)
+    assert f"suite/{SIX}" in found and f"suite/{EIGHT}" not in found and "arc_easy/acc" in found
+
+
+def test_evaluate_key_counts_the_data_of_twins_and_lm_evals_definition(workshop, twins, tmp_path, monkeypatch):
+    given, *_ = twins
+    before = step_of(workshop, given, "base", workshop.base).key
+    shutil.copytree(benchmarks_folder(), tmp_path / "benchmarks")
+    monkeypatch.setenv("MOEPRUNE_BENCHMARKS", str(tmp_path / "benchmarks"))
+    assert step_of(workshop, given, "base", workshop.base).key == before
+    shutil.copy(tmp_path / "benchmarks/arc_easy/test.parquet", tmp_path / "benchmarks/arc_challenge/test.parquet")
+    changed = step_of(workshop, given, "base", workshop.base).key
+    assert changed != before
+    assert step_of(workshop, given.model_copy(update={"data": "hub"}), "base", workshop.base).key not in (
+        before,
+        changed,
+    )
+    monkeypatch.setattr("tasks.suites.digest", lambda name: "another release of lm-eval")
+    assert step_of(workshop, given, "base", workshop.base).key not in (before, changed)
+
+
+def test_check_few_shots_are_refused_where_twins_have_no_examples():
+    benchmarks_folder()
+    given = EvaluateParams(tasks=("arc_easy",), data="local", num_fewshot=5)
+    with pytest.raises(BadInput, match=r"evaluate\.num_fewshot: local data of 'arc_easy'"):
+        evaluate.check(given, False)
+    evaluate.check(given.model_copy(update={"tasks": ("mmlu",)}), False)
+
+
+@pytest.mark.parametrize("name", ["code", "generative", "mbpp_instruct", "longproc"])
+def test_check_running_code_needs_leave(name: str):
+    given = EvaluateParams(tasks=(name,), sequence_length=4096)
+    with pytest.raises(BadInput, match=r"runs what a model writes: set evaluate\.allow_code_execution"):
+        evaluate.check(given, False)
+    evaluate.check(given.model_copy(update={"allow_code_execution": True}), False)
+
+
+def test_check_answers_that_do_not_fit_are_bad_input():
+    evaluate.check(EvaluateParams(tasks=("maths",), sequence_length=1280), False)
+    with pytest.raises(BadInput, match=r"evaluate\.sequence_length: 'gsm8k' writes up to 256 tokens.* 1280"):
+        evaluate.check(EvaluateParams(tasks=("maths",)), False)
+
+
+def test_check_unknown_name_tells_the_nearest_word():
+    with pytest.raises(BadInput, match="zero-shot-eight"):
+        evaluate.check(EvaluateParams(tasks=("zero-shot-eigth",)), False)
+
+
+def test_evaluate_tasks_of_the_hub_without_network_are_bad_input(workshop, params):
+    given = params.model_copy(update={"corpora": (), "tasks": ("rte",)})
+    with pytest.raises(BadInput, match=r"cannot run rte: .*their data can be reached"):
+        measure(workshop, given)
+
+
+def write_task(folder: Path, rows: list[dict[str, str]], **more: Any) -> str:
+    """A task that has a model write four tokens after each prompt."""
+    sample.write_lines(folder / "writing.jsonl", rows)
+    task = {
+        "task": "writing",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "writing.jsonl"}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "prompt",
+        "doc_to_target": "target",
+        "generation_kwargs": {"until": ["never"], "max_gen_toks": 4, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    text = yaml.safe_dump(task | more, sort_keys=False).replace("'!function ", "!function ").replace("many'", "many")
+    (folder / "writing.yaml").write_text(text)
+    return str(folder / "writing.yaml")
+
+
+def continuation_of(workshop, prompt: str) -> str:
+    """What the model writes greedily, one plain forward pass for each of four tokens."""
+    model, tokenizer = model_and_tokenizer(workshop.folder / "model")
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    written = []
+    with torch.no_grad():
+        for _ in range(4):
+            written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+    return tokenizer.decode(written)
+
+
+def test_evaluate_writing_tasks_have_a_metric_for_each_filter_and_pairs(workshop, params, tmp_path):
+    prompts = ["the river of", "a small town in", "north was named"]
+    texts = [continuation_of(workshop, prompt) for prompt in prompts]
+    targets = [texts[0], texts[1], f"not {texts[2]}"]
+    rows = [{"prompt": prompt, "target": target} for prompt, target in zip(prompts, targets, strict=True)]
+    never = {"function": "regex", "regex_pattern": "(no such thing)"}
+    filters = [
+        {"name": "strict-match", "filter": [never, {"function": "take_first"}]},
+        {"name": "as-it-is", "filter": [{"function": "take_first"}]},
+    ]
+    name = write_task(tmp_path, rows, filter_list=filters)
+    folder = measure(workshop, params.model_copy(update={"corpora": (), "tasks": (name,), "sequence_length": 64}))
+    metrics = report(folder)["metrics"]
+    assert metrics["writing/exact_match_as_it_is"]["value"] == pytest.approx(2 / 3)
+    assert metrics["writing/exact_match_as_it_is"]["n"] == 3
+    assert metrics["writing/exact_match_strict_match"]["value"] == 0
+    assert [row["exact_match_as_it_is"] for row in samples(folder)] == [1, 1, 0]
+    assert comparison.compare(folder, folder)["writing/exact_match_as_it_is"]["value"] == 0
+
+
+def test_evaluate_code_runs_with_leave_only(workshop, params, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "what the user set")
+    (tmp_path / "helper.py").write_text(
+        "import os\n\n\ndef how_many(references, predictions):\n    return float(os.environ['HF_ALLOW_CODE_EVAL'])\n"
+    )
+    metric = {"metric": "!function helper.how_many", "aggregation": "mean", "higher_is_better": True}
+    rows = [{"prompt": "the river", "target": "bridge"}]
+    name = write_task(tmp_path, rows, unsafe_code=True, metric_list=[metric])
+    given = params.model_copy(update={"corpora": (), "tasks": (name,), "sequence_length": 64})
+    with pytest.raises(BadInput, match="allow_code_execution"):
+        evaluate.check(given, True)
+    given = given.model_copy(update={"allow_code_execution": True})
+    evaluate.check(given, True)
+    artifact = evaluate.evaluate.fn(
+        step=evaluate.step(given, "base", workshop.base, {}, workshop.store, True),
+        runtime=workshop.runtime,
+        params=given,
+        corpora={},
+        trust_remote_code=True,
+    )
+    assert report(workshop.store.folder(artifact))["metrics"]["writing/how_many"]["value"] == 1
+    assert os.environ["HF_ALLOW_CODE_EVAL"] == "what the user set"
+
+
+def test_check_code_marked_in_an_included_file_is_noticed(tmp_path):
+    name = write_task(tmp_path, [{"prompt": "a", "target": "b"}], unsafe_code=True)
+    outer = tmp_path / "outer.yaml"
+    outer.write_text(f"include: {Path(name).name}\ntask: outer\n")
+    with pytest.raises(BadInput, match="allow_code_execution"):
+        evaluate.check(EvaluateParams(tasks=(str(outer),)), False)
+
+
+def test_evaluate_with_skipping_measures_the_model_that_skips(workshop, params, base):
+    from moeprune.files import load_statistics
+    from moeprune.perplexity import document_nll
+    from moeprune.skipping import skipping, thresholds
+
+    source = {"name": "wiki", "source": str(workshop.folder / "sources/wiki.jsonl")}
+    calibration = calibrate.CalibrateParams(corpora=[source], tokens=256, sequence_length=16, chunks=4)
+    (corpus,) = calibration.corpora
+    tokenizer = download.tokenizer_of(workshop.base, workshop.store)
+    blocks = calibrate.calibrate.fn(
+        step=calibrate.step(calibration, corpus, Path(corpus.source), tokenizer, workshop.store),
+        runtime=workshop.runtime,
+        params=calibration,
+        corpus=corpus,
+        path=Path(corpus.source),
+        trust_remote_code=False,
+    )
+    observing = observe.ObserveParams(dtype="float32", sums=("core", "ratios"))
+    statistics = observe.observe.fn(
+        step=observe.step(observing, "wiki", workshop.base, blocks),
+        runtime=workshop.runtime,
+        params=observing,
+        trust_remote_code=False,
+    )
+    corpora = {corpus.name: Path(corpus.source) for corpus in params.corpora}
+    step = evaluate.step(params, "skipped", workshop.base, corpora, workshop.store, False, {"wiki": statistics})
+    assert step.key != step_of(workshop, params, "skipped", workshop.base).key
+    found = evaluate.evaluate.fn(
+        step=step, runtime=workshop.runtime, params=params, corpora=corpora, trust_remote_code=False
+    )
+    metrics = report(workshop.store.folder(found))["metrics"]
+    assert 1 < metrics["experts_per_token"]["value"] < 2
+    sums = load_statistics(workshop.store.folder(statistics) / "statistics.safetensors")
+    model = models.load_model(workshop.store.folder(workshop.base), "float32")
+    _, tokens = model_and_tokenizer(workshop.folder / "model")
+    ids = [tokens.encode(text, add_special_tokens=False).ids for text in texts(workshop, "wiki")]
+    with skipping(model, dict(zip(sums.layer.tolist(), thresholds(sums).tolist(), strict=True))):
+        nats = document_nll(model, ids, tokens.token_to_id("<end>"), LENGTH, 16)
+    assert metrics["perplexity/wiki"]["value"] == pytest.approx(
+        math.exp(float(nats.sum()) / sum(map(len, ids))), rel=1e-5
+    )
+    assert metrics["perplexity/wiki"]["value"] != pytest.approx(report(base)["metrics"]["perplexity/wiki"]["value"])

@@ -1,0 +1,155 @@
+"""The results of a sweep: one row a method, in the terminal, as Markdown and as a plot."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.table import Table
+
+from flows import plots
+from flows.pruning import DELTA, Outcome
+from flows.recipe import Recipe
+from flows.show import console, size
+from flows.sweeping import Sweep
+from moeprune.errors import BadInput
+
+BEGIN, END = "<!-- sweep:begin -->", "<!-- sweep:end -->"
+CHOOSING = ("score", "mask", "prune", "distill")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured model: what was removed, how, and the paired differences from the base."""
+
+    budget: str
+    method: str
+    random: bool
+    delta: dict[str, dict[str, Any]]
+    memory: int
+    seconds: float
+
+
+def show(result: Sweep) -> None:
+    """Every combination in one table."""
+    lines = table_of(result)
+    if not lines:
+        console.print("the recipe has no section evaluate: nothing was measured")
+        return
+    table = Table(title=f"sweep {result.name}")
+    for column in lines[0]:
+        table.add_column(column, justify="left" if column in ("removed", "method") else "right")
+    for line in lines:
+        table.add_row(*line.values())
+    console.print(table)
+
+
+def rows_of(result: Sweep) -> Iterator[Row]:
+    """Every model a sweep has measured against its base, once."""
+    corpora = {_corpora(recipe) for recipe in result.recipes}
+    seen = set()
+    for recipe, one in zip(result.recipes, result.outcomes, strict=True):
+        for of, memory in one.memory.items():
+            delta = one.metrics.get(DELTA if of == "pruned" else f"{DELTA}_{of}")
+            if of == "base" or not delta:
+                continue
+            method = recipe.method + {"distilled": ", distilled", "skipped": ", skipping"}.get(of, "")
+            if len(corpora) > 1 and recipe.uses_corpora:
+                method += f" on {_corpora(recipe)}"
+            report = one.made.reports[of]
+            if (_budget(recipe), method, report) in seen:  # several recipes may have the same model on their way
+                continue
+            seen.add((_budget(recipe), method, report))
+            done = ("score", "mask", "prune") if of == "pruned" else CHOOSING
+            yield Row(
+                _budget(recipe),
+                method,
+                recipe.uses_scores and recipe.score.criterion == plots.RANDOM and of == "pruned",
+                delta,
+                memory["forward_peak_anonymous"],
+                _work(one, done),
+            )
+
+
+def _corpora(recipe: Recipe) -> str:
+    return "+".join(corpus.name for corpus in recipe.calibrate.corpora) if recipe.calibrate else ""
+
+
+def _work(one: Outcome, stages: tuple[str, ...]) -> float:
+    return sum(record.work for record in one.records if record.step.stage in stages)
+
+
+def table_of(result: Sweep) -> list[dict[str, str]]:
+    """One line per method; runs of the same method with other seeds are one line, mean ± their deviation.
+
+    Lines are sorted by budget, then by the mean log-perplexity increase. Differences are paired against the base. A
+    value whose interval lies below or above every random draw of its budget is marked so.
+    """
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows_of(result):
+        groups[row.budget, row.method].append(row)
+    lines = []
+    for (budget, method), rows in groups.items():
+        shown = [name for name in rows[0].delta if name.startswith("log_perplexity/") or name.endswith("/acc")]
+        draws = [row.delta for key, others in groups.items() if key[0] == budget for row in others if row.random]
+        cells = {
+            _short(name): _cell([row.delta[name] for row in rows], [draw[name]["value"] for draw in draws])
+            for name in shown
+        }
+        order = mean(mean(row.delta[name]["value"] for name in shown if name.startswith("log_")) for row in rows)
+        label = method + (f" ({len(rows)} seeds)" if len(rows) > 1 else "")
+        memory, seconds = (mean(getattr(row, name) for row in rows) for name in ("memory", "seconds"))
+        costs = {"memory": f"{size(memory)}B", "s": f"{seconds:.1f}"}
+        lines.append((budget, order, {"removed": budget, "method": label, **cells, **costs}))
+    return [line for _, _, line in sorted(lines, key=lambda entry: entry[:2])]
+
+
+def _short(name: str) -> str:
+    return name.replace("log_perplexity/", "Δ ln ppl ").replace("/acc", " Δ acc")
+
+
+def _budget(recipe: Recipe) -> str:
+    mask = recipe.mask
+    if recipe.sparse:
+        return f"{mask.sparsity:.0%} of weights" if isinstance(mask.sparsity, float) else f"{mask.sparsity} of weights"
+    return f"{mask.ratio:.0%}" if mask.ratio is not None else f"to {mask.keep or mask.bytes}"
+
+
+def _cell(metrics: list[dict[str, Any]], draws: list[float]) -> str:
+    values = [metric["value"] for metric in metrics]
+    if len(values) > 1:  # over seeds: the spread of the draw, not the error of the measurement
+        return f"{mean(values):+.3f} ± {stdev(values):.3f} s.d."
+    spread = 1.96 * (metrics[0]["stderr"] or 0)
+    mark = ""
+    if draws and values[0] + spread < min(draws):
+        mark = " ▼"
+    elif draws and values[0] - spread > max(draws):
+        mark = " ▲"
+    return f"{values[0]:+.3f} ± {spread:.3f}{mark}"
+
+
+def write_table(result: Sweep, path: Path, command: str) -> None:
+    """Put the sweep's table, as Markdown, between the markers of a file."""
+    text = path.read_text() if path.is_file() else ""
+    if BEGIN not in text or END not in text:
+        raise BadInput(f"--table {path}: the file has no lines {BEGIN} and {END} to put the table between: add them")
+    lines = table_of(result)
+    head = list(lines[0])
+    written = [f"| {' | '.join(head)} |", f"|{'|'.join(' --- ' for _ in head)}|"]
+    written += [f"| {' | '.join(line.values())} |" for line in lines]
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    table = "\n".join(written)
+    note = (
+        f"Made by `{command}`. ▼ below, ▲ above every random draw, with its interval. memory: peak of a forward "
+        "pass. s: seconds of scoring, masking and pruning (and distilling), without observing, which is shared."
+    )
+    path.write_text(f"{before}{BEGIN}\n{note}\n\n{table}\n{END}{after}")
+
+
+def write_plot(result: Sweep, path: Path) -> None:
+    """Draw the sweep's results into a file."""
+    if measured := [(row.budget, row.method, row.delta) for row in rows_of(result)]:
+        plots.sweep(measured, path)

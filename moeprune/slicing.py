@@ -1,0 +1,92 @@
+"""Experts removed from a model in memory: what surgery does to files, undone at the end of a block."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moeprune.errors import BadInput
+from moeprune.schema import LAYER, TOP_K_KEYS, Axis, Plan, layer_of, with_expert_count
+
+
+@contextmanager
+def sliced(model: nn.Module, plan: Plan, kept: Mapping[int, Sequence[int]], experts: bool = True) -> Iterator[None]:
+    """Within this block the layers in `kept` hold only the experts named, ascending; their positions are their numbers.
+
+    Parameters and buffers along the plan's axes, and the counts the layer's modules work with, are replaced; the
+    originals are put back when the block ends, however it ends. Memory: a copy of what is kept.
+
+    With `experts=False` the modules that hold the experts' weights stay whole and nothing large is copied: only the
+    routing changes, and it names experts by their numbers among those kept.
+
+    Raises BadInput if a layer has no tensor of that name in memory: the plan is of another model.
+    """
+    with ExitStack() as undo:
+        for layer, ids in kept.items():
+            tensors = list(_tensors(model, plan, layer))
+            if not tensors:
+                raise BadInput(
+                    f"layer {layer} of {type(model).__name__} has no tensor along an axis of experts: "
+                    "give the plan of this model's own config"
+                )
+            holders = {owner for name, owner, _, tensor in tensors if plan.is_expert_weight(name, tuple(tensor.shape))}
+            whole = set() if experts else holders
+            rests = {0}
+            for name, owner, attribute, tensor in tensors:
+                axis = plan.axes[name]
+                rests.add(axis.rest)
+                if owner not in whole or tensor.dim() == 1:  # a correction bias may live among the experts (laguna)
+                    rows = positions(axis, ids, plan.experts).to(tensor.device)
+                    _replace(undo, owner, attribute, tensor.detach().index_select(axis.dimension, rows))
+            for module in _modules(model, tensors[0][0]):
+                if module not in whole:
+                    _count(undo, module, plan.experts, len(ids), rests)
+        yield
+
+
+def positions(axis: Axis, kept: Sequence[int], experts: int) -> Tensor:
+    """The rows along an axis that stay if `kept` of `experts` experts do: theirs, and those of no expert."""
+    rows = torch.tensor(kept, dtype=torch.long)[:, None] * axis.rows + torch.arange(axis.rows)
+    return torch.cat([rows.reshape(-1), torch.arange(axis.rest) + axis.rows * experts])
+
+
+def _tensors(model: nn.Module, plan: Plan, layer: int) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """(name, module, attribute, tensor) of a layer's tensors in memory that have an axis of experts."""
+    for name in plan.axes:
+        if layer_of(name) == layer:
+            path, _, attribute = name.rpartition(".")
+            try:
+                owner = model.get_submodule(path)
+            except AttributeError:  # a name on disk
+                continue
+            tensor = {**owner._parameters, **owner._buffers}.get(attribute)
+            if tensor is not None:
+                yield name, owner, attribute, tensor
+
+
+def _modules(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """All modules of the decoder layer to which a tensor belongs."""
+    found = LAYER.search(name)
+    assert found is not None
+    return model.get_submodule(name[: found.end() - 1]).modules()
+
+
+def _replace(undo: ExitStack, owner: nn.Module, attribute: str, tensor: Tensor) -> None:
+    held: dict[str, Any] = owner._parameters if attribute in owner._parameters else owner._buffers
+    before = held[attribute]
+    undo.callback(held.__setitem__, attribute, before)
+    held[attribute] = nn.Parameter(tensor, before.requires_grad) if held is owner._parameters else tensor
+
+
+def _count(undo: ExitStack, module: nn.Module, before: int, after: int, rests: set[int]) -> None:
+    """Change the number of experts, alone and with further classes, that a module or its config holds."""
+    for name, value in list(vars(module).items()):
+        named = ("expert" in name or "classes" in name) and "shared" not in name and name not in TOP_K_KEYS
+        if named and type(value) is int and value - before in rests:
+            undo.callback(setattr, module, name, value)
+            setattr(module, name, value - before + after)
+        elif name == "config":  # zaya's router tells by it which class skips the experts
+            undo.callback(setattr, module, name, value)
+            setattr(module, name, with_expert_count(value, after))

@@ -1,0 +1,154 @@
+"""Every method as users run it, on a small project: what each needs, makes and reports."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+from moeprune.masks import Mask
+
+KEEP = sample.EXPERTS * 3 // 4
+
+
+def folder_of(project: Path, answer: Any, title: str) -> Path:
+    stage, _, _ = title.partition(" ")
+    return project / ".moeprune" / stage / answer.keys[title]
+
+
+def manifest_of(project: Path, answer: Any, title: str) -> dict[str, Any]:
+    return json.loads((folder_of(project, answer, title) / "manifest.json").read_text())
+
+
+def mask_of(project: Path, answer: Any, title: str = "mask") -> Mask:
+    return Mask.from_json((folder_of(project, answer, title) / "mask.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("changes", "absent"),
+    [
+        (["score.criterion=mone"], []),
+        (["score.criterion=reap", "score.super_experts=all"], []),
+        (["score.criterion=easy_ep", "score.combine=normalised"], []),
+        (["score.criterion=reap", "score.weights={wiki: 3, code: 1}"], []),
+        (["score.criterion=router_weight_norm"], ["calibrate", "observe"]),
+        (["score.criterion=expert_weight_similarity"], ["calibrate", "observe"]),
+        (["mask.selection=tb_coverage"], []),
+        (["mask.selection=hope", "observe.sums=[pairs]"], ["score"]),
+        (["mask.selection=reconstruction"], ["observe", "score"]),
+        (["mask.selection=reconstruction", "mask.options={form: progressive, search: greedy}"], ["observe", "score"]),
+    ],
+    ids=" ".join,
+)
+def test_run_method_prunes_and_runs_only_the_stages_it_needs(changes: list[str], absent: list[str], project, run):
+    answer = run("params/quick.yaml", *changes)
+    kept = mask_of(project, answer)
+    assert set(kept.counts.values()) == {KEEP}
+    assert {"calibrate", "observe", "score"} - set(answer.json["stages"]) == set(absent)
+    again = run("params/quick.yaml", *changes)
+    assert again.missed == []
+
+
+def test_run_tb_coverage_with_reconstruction_shares_the_search(project, run):
+    searched = run("params/quick.yaml", "mask.selection=reconstruction")
+    one = run("params/quick.yaml", "mask.selection=tb_coverage", "mask.options={fill: reconstruction, protected: 2}")
+    assert one.keys["mask reconstruction"] == searched.keys["mask"]
+    assert "mask reconstruction" not in one.missed and "mask" in one.missed
+    other = run("params/quick.yaml", "mask.selection=tb_coverage", "mask.options={fill: reconstruction, protected: 0}")
+    assert mask_of(project, other) == mask_of(project, searched), "nothing protected is what the search keeps"
+
+
+def test_run_auto_criterion_follows_the_objective_and_says_why(project, run, moeprune):
+    auto = run("params/quick.yaml", "score.criterion=auto", "score.objective=task-agnostic")
+    named = run("params/quick.yaml", "score.criterion=man")
+    assert auto.keys["score man"] == named.keys["score man"] and named.missed == []
+    assert "man: a task-agnostic objective" in auto.err and "man: a task-agnostic objective" in auto.out
+    tags = MlflowClient(f"sqlite:///{project}/.moeprune/mlflow.db").get_run(auto.json["run_id"]).data.tags
+    assert tags["criterion.reason"].startswith("man: ")
+    specific = run("params/quick.yaml", "score.criterion=auto", "score.objective=task-specific")
+    assert "score gate_weighted_ean" in specific.keys
+    answer = moeprune("run", "params/quick.yaml", "--set", "score.criterion=auto")
+    assert answer.status == 2 and "task-agnostic" in answer.err
+
+
+@pytest.mark.parametrize("order", ["as_printed", "sequential"])
+@pytest.mark.parametrize("pattern", ["0.5", '"2:4"'])
+def test_run_weight_sparsity_keeps_every_expert_and_zeroes_half_of_each(pattern: str, order: str, project, run):
+    changes = ["score.criterion=moe_pruner", f"mask.sparsity={pattern}", f"mask.order={order}", "observe.sums=[inputs]"]
+    answer = run("params/quick.yaml", *changes)
+    facts = manifest_of(project, answer, "prune")["facts"]
+    tensors = {
+        name: tensor for path in Path(answer.json["checkpoint"]).glob("*.safetensors") for name, tensor in load_file(path).items()
+    }
+    experts = {name: tensor for name, tensor in tensors.items() if ".experts." in name}
+    assert len(experts) == 3 * sample.EXPERTS * sample.LAYERS
+    assert all((tensor == 0).float().mean() == 0.5 for tensor in experts.values())
+    assert not any((tensor == 0).all() for tensor in tensors.values() if tensor.dim() > 1)
+    sizes = facts["sizes"]
+    assert sizes["zeros"] == sum(int((tensor == 0).sum()) for tensor in experts.values())
+    assert sizes["zstd_bytes"] < sizes["dense_bytes"] == facts["bytes"]
+    assert run("params/quick.yaml", *changes).missed == []
+
+
+def test_run_wanda_and_moe_pruner_differ_only_by_the_gate(project, run):
+    changes = ["mask.sparsity=0.5", "observe.sums=[inputs]"]
+    gated = run("params/quick.yaml", "score.criterion=moe_pruner", *changes)
+    plain = run("params/quick.yaml", "score.criterion=wanda", *changes)
+    assert gated.keys["observe wiki"] == plain.keys["observe wiki"]
+    assert gated.keys["prune"] != plain.keys["prune"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [["mask.ratio=0.5"], ["score.criterion=moe_pruner", "mask.sparsity=0.5", "observe.sums=[inputs]"]],
+    ids=["experts", "weights"],
+)
+def test_run_distil_trains_the_pruned_model_and_logs_its_curve(changes: list[str], project, run):
+    answer = run("params/whole.yaml", "distill={epochs: 2, learning_rate: 1.0e-3}", *changes)
+    assert Path(answer.json["checkpoint"]) == folder_of(project, answer, "distill")
+    curve = manifest_of(project, answer, "distill")["facts"]["curve"]
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    metrics = answer.json["metrics"]
+    assert list(metrics) == ["base", "pruned", "distilled", "delta", "delta_distilled"]
+    assert metrics["delta_distilled"]["log_perplexity/wiki"] != metrics["delta"]["log_perplexity/wiki"]
+    client = MlflowClient(f"sqlite:///{project}/.moeprune/mlflow.db")
+    parent = client.get_run(answer.json["run_id"])
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    (child,) = [child for child in children if child.data.tags["stage"] == "distill"]
+    assert [point.step for point in client.get_metric_history(child.info.run_id, "loss")] == [r["step"] for r in curve]
+    assert run("params/whole.yaml", "distill={epochs: 2, learning_rate: 1.0e-3}", *changes).missed == []
+
+
+def test_run_expert_skipping_is_measured_beside_the_pruned_model(project, run):
+    answer = run("params/whole.yaml", "evaluate.expert_skipping=true")
+    metrics = answer.json["metrics"]
+    assert list(metrics) == ["base", "pruned", "skipped", "delta", "delta_skipped"]
+    assert 1 < metrics["skipped"]["experts_per_token"]["value"] < sample.TOP_K
+    assert "observe pruned wiki" in answer.keys and "experts_per_token" in answer.out
+    assert metrics["delta_skipped"]["log_perplexity/wiki"] != metrics["delta"]["log_perplexity/wiki"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["score.criterion=moe_pruner"], "give mask.sparsity"),
+        (["mask.sparsity=0.5"], "choose moe_pruner or wanda"),
+        (["score.criterion=moe_pruner", "mask.sparsity=2:4", "observe.sums=[inputs]"], "quote"),
+        (["score.criterion=moe_pruner", "mask.sparsity=0.5"], "observe.sums: 'moe_pruner' needs inputs"),
+        (["mask.selection=hope"], "observe.sums: 'hope' needs pairs"),
+        (["score.weights={wiki: 1}"], "give one for each of the corpora code, wiki"),
+        (["score.combine=max", "score.weights={wiki: 1, code: 1}"], "other than by max"),
+        (["score.objective=task-agnostic"], "set criterion: auto"),
+        (["mask.options={fill: x}"], "mask.options"),
+        (["mask.order=sequential"], "mask.order is for mask.sparsity"),
+        (["score.super_experts=some"], "score.super_experts"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_run_what_does_not_go_together_is_refused_in_one_line(changes: list[str], words: str, project, moeprune):
+    answer = moeprune("run", "params/quick.yaml", *(word for change in changes for word in ("--set", change)))
+    assert answer.status == 2 and words in answer.err and len(answer.err.splitlines()) == 1, answer.err
+    assert not (project / ".moeprune/score").exists()

@@ -1,0 +1,124 @@
+"""A model sliced in memory against the checkpoint written by surgery, and against the masked whole model."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from moeprune.checkpoint import open_checkpoint
+from moeprune.errors import BadInput
+from moeprune.masks import Mask
+from moeprune.schema import Axis, Plan, read_plan
+from moeprune.slicing import positions, sliced
+from moeprune.surgery import prune_checkpoint
+
+TOLERANCE = 1e-5
+IDS = torch.stack(tiny.token_ids(24, 24))
+every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
+SOME = ((0, 1, 3, 4, 6, 7), (1, 2, 3, 4, 5, 6))
+"""Six of eight experts, three of each half as two router groups demand."""
+
+
+def kept_of(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """Other experts in each layer."""
+    return dict(zip(plan.layers, SOME, strict=True))
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def state_of(model: nn.Module) -> tuple[dict[str, int], dict[str, dict[str, object]]]:
+    """Which tensors a model holds, and every plain attribute of its modules."""
+    tensors = {name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    attributes = {
+        name: {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        for name, module in model.named_modules()
+    }
+    return tensors, attributes
+
+
+@every_family
+def test_sliced_model_equals_the_pruned_checkpoint_and_the_masked_model(family, tmp_path):
+    model = tiny.new_model(family)
+    plan = read_plan(model.config)
+    kept, before = kept_of(plan), tiny.logits(model, IDS)
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "pruned").mkdir()
+    mask = Mask("0" * 64, plan.experts, kept)
+    prune_checkpoint(open_checkpoint(tmp_path / "whole"), plan, mask, tmp_path / "pruned", 10**9)
+    with sliced(model, plan, kept):
+        found = tiny.logits(model, IDS)
+    assert distance(found, tiny.logits(tiny.load(tmp_path / "pruned"), IDS)) < TOLERANCE
+    assert distance(found, tiny.masked_logits(model, IDS, kept)) < TOLERANCE
+    assert distance(found, before) > 1e-2, "slicing changed nothing: the comparison shows nothing"
+
+
+@every_family
+@pytest.mark.parametrize("experts", [True, False])
+def test_sliced_model_is_whole_again_afterwards(family, experts):
+    model = tiny.new_model(family)
+    plan = read_plan(model.config)
+    logits, before = tiny.logits(model, IDS), state_of(model)
+    with sliced(model, plan, kept_of(plan), experts):
+        assert state_of(model) != before
+    assert state_of(model) == before
+    assert torch.equal(tiny.logits(model, IDS), logits)
+
+
+@every_family
+def test_sliced_block_that_raises_leaves_the_model_whole(family):
+    model = tiny.new_model(family)
+    plan, before = read_plan(model.config), state_of(model)
+    with pytest.raises(IndexError), sliced(model, plan, kept_of(plan)):
+        tiny.logits(model, IDS + tiny.VOCABULARY)
+    assert state_of(model) == before
+
+
+def test_sliced_plan_of_another_model_is_refused_and_nothing_stays_changed():
+    model, other = tiny.new_model("olmoe"), read_plan(tiny.shared_model("deepseek_v3").config)
+    before = state_of(model)
+    with (
+        pytest.raises(BadInput, match="layer 2 of OlmoeForCausalLM"),
+        sliced(model, read_plan(model.config), {0: SOME[0]} | kept_of(other)),
+    ):
+        pass
+    assert state_of(model) == before
+
+
+@every_family
+def test_sliced_layers_not_named_stay_whole(family):
+    model = tiny.new_model(family)
+    plan = read_plan(model.config)
+    first, last = plan.layers
+    with sliced(model, plan, {last: SOME[1]}):
+        found = tiny.logits(model, IDS)
+    kept = {first: tuple(range(tiny.EXPERTS)), last: SOME[1]}
+    assert distance(found, tiny.masked_logits(model, IDS, kept)) < TOLERANCE
+
+
+@every_family
+def test_sliced_without_experts_routes_alike_and_copies_no_expert(family):
+    model = tiny.new_model(family)
+    plan = read_plan(model.config)
+    first = plan.layers[0]  # what comes before it is the same either way
+    module = tiny.moe_blocks(model)[first].experts
+    weights = [id(weight) for weight in module.parameters()]
+    seen = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    with sliced(model, plan, {first: SOME[0]}):
+        tiny.logits(model, IDS)
+    with sliced(model, plan, {first: SOME[0]}, experts=False):
+        assert [id(weight) for weight in module.parameters()] == weights
+        assert module.num_experts == tiny.EXPERTS
+        tiny.logits(model, IDS)
+    handle.remove()
+    (_, expert, gate), (_, same_expert, same_gate) = seen
+    assert torch.equal(expert, same_expert) and torch.equal(gate, same_gate)
+    assert expert.max() == len(SOME[0]) - 1
+
+
+def test_positions_follow_blocks_of_rows_and_keep_the_rows_of_no_expert():
+    assert positions(Axis(0, 1, 0), (1, 3), 4).tolist() == [1, 3]
+    assert positions(Axis(0, 3, 0), (0, 2), 4).tolist() == [0, 1, 2, 6, 7, 8]
+    assert positions(Axis(0, 1, 2), (1, 2), 4).tolist() == [1, 2, 4, 5]  # two shared experts come last
