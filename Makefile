@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
+BENCHMARKS := .venv/.benchmarks
 
 .PHONY: demo test check clean help
 
@@ -11,7 +12,7 @@ help:  ## what there is to do
 demo: $(READY)  ## prune the embedded model through all seven stages
 	$(BIN)/moeprune run params/demo.yaml
 
-test: $(READY)  ## run the tests
+test: $(READY) $(BENCHMARKS)  ## run the tests
 	$(BIN)/python -m pytest
 
 check: $(READY)  ## lint, format, types, directions of imports
@@ -28,4 +29,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(BENCHMARKS): $(READY) tasks/benchmarks.py
+	$(BIN)/python -m tasks.benchmarks
 	@touch $@

@@ -79,7 +79,7 @@ def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
     if not found:
         raise BadInput(
             f"no module of {type(model).__name__} has transformers' experts interface: this family cannot be "
-            "observed, searched or made to skip; choose a weight-only criterion"
+            "observed, searched, distilled or made to skip experts; a weight-only criterion can prune it"
         )
     return dict(sorted(found.items()))
 

@@ -12,8 +12,8 @@ With new gates g' the token's squared error is w^T G w, w = (g' - g, -1): a cand
 of G for T tokens, one layer at a time.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from moeprune.corpus import Corpus
 from moeprune.errors import BadInput
-from moeprune.interface import ExpertsFunction, experts_modules, in_place, own_experts
+from moeprune.interface import experts_modules, in_place, own_experts
 from moeprune.schema import Plan
-from moeprune.slicing import sliced
+from moeprune.slicing import Kept, routed_without, sliced, whole_numbers
 
 Batch = tuple[Int64[Tensor, "b t"], Int64[Tensor, "b t"]]
-Kept = Mapping[int, Sequence[int]]
 
 BLOCKS = 8
 """Blocks in one pass. A constant, not the runtime's batch size: that must not change what is chosen."""
@@ -182,27 +181,6 @@ class LayerLoss:
     def _ungated(self, hidden: Float[Tensor, "N D"], expert: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """f_e(h), a row of its own for each expert and token."""
         return own_experts(self.module, hidden, expert[:, None], torch.ones_like(hidden[:, :1]))
-
-
-@contextmanager
-def routed_without(model: nn.Module, plan: Plan, kept: Kept) -> Iterator[None]:
-    """Within this block the layers in `kept` compute what they would with these experts alone; no weight is copied."""
-    modules = experts_modules(model)
-
-    def function(layer: int) -> ExpertsFunction:
-        return lambda hidden, expert, gate: own_experts(
-            modules[layer], hidden, whole_numbers(expert, kept[layer], plan.experts), gate
-        )
-
-    with sliced(model, plan, kept, experts=False), in_place({modules[layer]: function(layer) for layer in kept}):
-        yield
-
-
-def whole_numbers(expert: Int[Tensor, "*n"], kept: Sequence[int], experts: int) -> Int64[Tensor, "*n"]:
-    """Numbers among the experts kept as numbers among all; those of experts held elsewhere stay beyond the last."""
-    ids = torch.tensor(kept, device=expert.device)
-    last = len(kept) - 1
-    return torch.where(expert > last, expert + experts - len(kept), ids[expert.clamp_max(last)])
 
 
 def _norms(square: Float64[Tensor, "N"], lengths: Int64[Tensor, "b"]) -> Float64[Tensor, "b"]:

@@ -5,14 +5,19 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Int, Int64
 from torch import Tensor, nn
 
 from moeprune.errors import BadInput
+from moeprune.interface import ExpertsFunction, experts_modules, in_place, own_experts
 from moeprune.schema import LAYER, TOP_K_KEYS, Axis, Plan, layer_of, with_expert_count
+
+Kept = Mapping[int, Sequence[int]]
+"""The experts some layers keep, ascending."""
 
 
 @contextmanager
-def sliced(model: nn.Module, plan: Plan, kept: Mapping[int, Sequence[int]], experts: bool = True) -> Iterator[None]:
+def sliced(model: nn.Module, plan: Plan, kept: Kept, experts: bool = True) -> Iterator[None]:
     """Within this block the layers in `kept` hold only the experts named, ascending; their positions are their numbers.
 
     Parameters and buffers along the plan's axes, and the counts the layer's modules work with, are replaced; the
@@ -44,6 +49,27 @@ def sliced(model: nn.Module, plan: Plan, kept: Mapping[int, Sequence[int]], expe
                 if module not in whole:
                     _count(undo, module, plan.experts, len(ids), rests)
         yield
+
+
+@contextmanager
+def routed_without(model: nn.Module, plan: Plan, kept: Kept) -> Iterator[None]:
+    """Within this block the layers in `kept` compute what they would with these experts alone; no weight is copied."""
+    modules = experts_modules(model)
+
+    def function(layer: int) -> ExpertsFunction:
+        return lambda hidden, expert, gate: own_experts(
+            modules[layer], hidden, whole_numbers(expert, kept[layer], plan.experts), gate
+        )
+
+    with sliced(model, plan, kept, experts=False), in_place({modules[layer]: function(layer) for layer in kept}):
+        yield
+
+
+def whole_numbers(expert: Int[Tensor, "*n"], kept: Sequence[int], experts: int) -> Int64[Tensor, "*n"]:
+    """Numbers among the experts kept as numbers among all; those of experts held elsewhere stay beyond the last."""
+    ids = torch.tensor(kept, device=expert.device)
+    last = len(kept) - 1
+    return torch.where(expert > last, expert + experts - len(kept), ids[expert.clamp_max(last)])
 
 
 def positions(axis: Axis, kept: Sequence[int], experts: int) -> Tensor:

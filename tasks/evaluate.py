@@ -31,7 +31,7 @@ CODE = (
     "moeprune.models",
     "moeprune.corpus",
     "moeprune.surgery",
-    "tasks.likelihood",
+    "moeprune.likelihood",
 )
 LIBRARIES = ("torch", "transformers", "lm-eval")
 FORMAT = "moeprune-report/1"
@@ -242,7 +242,7 @@ def _harness(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from tasks.likelihood import log_likelihoods
+    from moeprune.likelihood import log_likelihoods
 
     class Model(HFLM):  # type: ignore[misc]
         """lm-eval's model, told log-likelihoods by ours."""

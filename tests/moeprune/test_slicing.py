@@ -9,7 +9,7 @@ from moeprune.checkpoint import open_checkpoint
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from moeprune.schema import Axis, Plan, read_plan
-from moeprune.slicing import positions, sliced
+from moeprune.slicing import positions, routed_without, sliced, whole_numbers
 from moeprune.surgery import prune_checkpoint
 
 TOLERANCE = 1e-5
@@ -122,3 +122,20 @@ def test_positions_follow_blocks_of_rows_and_keep_the_rows_of_no_expert():
     assert positions(Axis(0, 1, 0), (1, 3), 4).tolist() == [1, 3]
     assert positions(Axis(0, 3, 0), (0, 2), 4).tolist() == [0, 1, 2, 6, 7, 8]
     assert positions(Axis(0, 1, 2), (1, 2), 4).tolist() == [1, 2, 4, 5]  # two shared experts come last
+
+
+@every_family
+def test_routed_without_equals_the_masked_model_and_copies_no_expert(family):
+    model = tiny.new_model(family)
+    plan = read_plan(model.config)
+    before = state_of(model)
+    weights = [id(weight) for block in tiny.moe_blocks(model).values() for weight in block.experts.parameters()]
+    with routed_without(model, plan, kept_of(plan)):
+        found = tiny.logits(model, IDS)
+        assert weights == [id(w) for block in tiny.moe_blocks(model).values() for w in block.experts.parameters()]
+    assert distance(found, tiny.masked_logits(model, IDS, kept_of(plan))) < TOLERANCE
+    assert state_of(model) == before
+
+
+def test_numbers_among_the_kept_become_numbers_among_all_and_those_beyond_stay_beyond():
+    assert whole_numbers(torch.tensor([[0, 2], [1, 3]]), (1, 4, 6), 8).tolist() == [[1, 6], [4, 8]]

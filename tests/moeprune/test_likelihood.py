@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from moeprune.errors import BadInput
-from tasks import likelihood
+from moeprune import likelihood
 
 Pairs = list[tuple[list[int], list[int]]]
 
