@@ -17,7 +17,7 @@ from flows.runs import Comparison
 from moeprune.catalogue import Entry
 from tasks import versioning
 from tasks.artifacts import Store
-from tasks.benchmarks import location
+from tasks.benchmarks import location, present
 from tasks.mask import BUDGETS
 from tasks.suites import SIXTEEN, SUITES, TASKS
 from tasks.tracking import Record as Recorded
@@ -268,7 +268,7 @@ def suites() -> None:
         table.add_row(
             word,
             ", ".join(f"{name} ({task.metric})" for name, task in zip(names, tasks, strict=True)),
-            ("here" if location().is_dir() else "moeprune suites --fetch") if twins else "none",
+            ("here" if present(location()) else "moeprune suites --fetch") if twins else "none",
             "yes" if any(task.runs_code for task in tasks) else "",
         )
     console.print(table)

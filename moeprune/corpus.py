@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moeprune.errors import BadInput, known_word
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")  # .json.gz: lines, as C4 is published
 
 
 @dataclass(frozen=True)

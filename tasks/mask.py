@@ -76,8 +76,8 @@ class MaskParams(Params):
         options = self.rule.options(self.options)
         if "candidate" not in self.rule.reads or options["fill"] not in _rules():
             return None
-        given = {"selection": options["fill"], "options": {"corpus": options["fill_corpus"]}}
-        return self.model_copy(update=given)
+        searched = {"corpus": options["fill_corpus"], "tokens": options["fill_tokens"]}
+        return self.model_copy(update={"selection": options["fill"], "options": searched})
 
 
 def _rules() -> list[str]:

@@ -1,4 +1,4 @@
-"""What removing experts does to a layer's output: full passes of the masked model, one sequence, one subset at a time."""
+"""What removing experts does to a layer: full passes of the masked model, one sequence and one subset at a time."""
 
 from functools import lru_cache
 from itertools import combinations

@@ -38,6 +38,10 @@ def select(
 ) -> Int64[Tensor, "L keep"]:
     """The experts each layer keeps, ascending: those with the least `moeprune.reconstruction` loss that is found.
 
+        min over C, |C| = keep, of sum over blocks of ||F'(X, C) - F(X)||_F        (Eq. 4)
+
+    F is the layer's routed output, F' that of the experts in C alone, chosen anew by the router.
+
     `form`: in "layerwise" every layer has the dense model's inputs; in "progressive" those left by the layers pruned
     before it, while what it is to reconstruct stays the dense model's output.
 
@@ -52,6 +56,9 @@ def select(
 
     Raises BadInput for a corpus there is none of, a `keep` the router cannot work with, "greedy" with a group-limited
     router, or a family whose layers cannot be run by themselves.
+
+    Good for few experts, where every subset can be tried: on Mixtral-8x7B the paper keeps more accuracy than frequency
+    and random choice do. It is the one method here that sees what rerouting does.
     """
     if corpus:
         known_word(corpus, corpora, "mask.options.corpus:")

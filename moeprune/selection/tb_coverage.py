@@ -22,6 +22,7 @@ def select(
     protected: int | None = None,
     fill: Literal["mean-score", "reconstruction"] = "mean-score",
     fill_corpus: str = "",
+    fill_tokens: int = 0,
 ) -> Int64[Tensor, "L keep"]:
     """The experts each layer keeps, ascending: those protected by round-robin, then the best of the candidate.
 
@@ -33,9 +34,9 @@ def select(
     logged. The order of the corpora matters. The paper's score is REAP.
 
     The candidate holds K experts: the best by the mean score over corpora (`fill: mean-score`, `candidate` None), or
-    those another rule found (`fill: reconstruction`, on the corpus `fill_corpus` or on all). The paper has the latter
-    without saying how it searches. With B = 0 and mean-score this is `uniform` on the mean of the corpora's scores:
-    the ablation to report beside it.
+    those another rule found (`fill: reconstruction`, on the corpus `fill_corpus` or on all, on `fill_tokens` tokens of
+    each or on all). The paper has the latter without saying how it searches. With B = 0 and mean-score this is
+    `uniform` on the mean of the corpora's scores: the ablation to report beside it.
 
     With a group-limited router the algorithm runs in each group, with K / groups and B / groups (rounded up). Equal
     scores are ordered as in `uniform`. Raises BadInput if the router cannot work with `keep` experts or for options
@@ -50,8 +51,8 @@ def select(
         raise ValueError(f"fill '{fill}' and its candidate do not fit together")
     if protected is not None and protected < 0:
         raise BadInput(f"mask.options.protected: {protected} experts to protect: give 0 or more")
-    if fill_corpus and fill == "mean-score":
-        raise BadInput("mask.options.fill_corpus: only the fill reconstruction uses it: leave it out or set fill")
+    if (fill_corpus or fill_tokens) and fill == "mean-score":
+        raise BadInput("mask.options: only the fill reconstruction uses fill_corpus and fill_tokens: set fill")
     routing.check(keep)
     share, size = keep // routing.groups, routing.experts // routing.groups
     wanted = routing.experts // 3 if protected is None else protected

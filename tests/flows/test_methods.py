@@ -1,6 +1,7 @@
 """Every method as users run it, on a small project: what each needs, makes and reports."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,8 @@ def test_run_weight_sparsity_keeps_every_expert_and_zeroes_half_of_each(pattern:
     changes = ["score.criterion=moe_pruner", f"mask.sparsity={pattern}", f"mask.order={order}", "observe.sums=[inputs]"]
     answer = run("params/quick.yaml", *changes)
     facts = manifest_of(project, answer, "prune")["facts"]
-    tensors = {
-        name: tensor for path in Path(answer.json["checkpoint"]).glob("*.safetensors") for name, tensor in load_file(path).items()
-    }
+    files = Path(answer.json["checkpoint"]).glob("*.safetensors")
+    tensors = {name: tensor for path in files for name, tensor in load_file(path).items()}
     experts = {name: tensor for name, tensor in tensors.items() if ".experts." in name}
     assert len(experts) == 3 * sample.EXPERTS * sample.LAYERS
     assert all((tensor == 0).float().mean() == 0.5 for tensor in experts.values())
@@ -152,3 +152,64 @@ def test_run_what_does_not_go_together_is_refused_in_one_line(changes: list[str]
     answer = moeprune("run", "params/quick.yaml", *(word for change in changes for word in ("--set", change)))
     assert answer.status == 2 and words in answer.err and len(answer.err.splitlines()) == 1, answer.err
     assert not (project / ".moeprune/score").exists()
+
+
+def test_score_and_mask_from_sums_need_no_model(project, run, monkeypatch):
+    """What the docs say reads sums is computed after the model is gone; of the model only its config is left."""
+    from flows.recipe import read_recipe
+    from moeprune import criteria, selection
+    from tasks import mask, score
+    from tasks.artifacts import Artifact, Store
+
+    answer = run("params/quick.yaml", "observe.sums=[vectors, pairs, inputs, ratios]")
+    store = Store(project / ".moeprune")
+
+    def artifact(title: str) -> Artifact:
+        stage, _, _ = title.partition(" ")
+        key, digest = answer.keys[title], manifest_of(project, answer, title)["digest"]
+        return Artifact(stage=stage, key=key, digest=digest)
+
+    base, statistics = artifact("download"), {name: artifact(f"observe {name}") for name in sample.CORPORA}
+    shutil.rmtree(project / "model")
+    for weights in store.folder(base).glob("*.safetensors*"):
+        weights.unlink()
+    runtime = read_recipe(Path("params/quick.yaml")).runtime
+    from_sums = [word for word in criteria.words() if criteria.find(word).reads == "statistics"]
+    assert len(from_sums) >= 11
+    scores = {}
+    for word in from_sums:
+        params = score.ScoreParams(criterion=word)
+        step = score.step(params, base, statistics)
+        assert set(step.inputs) == {"observe.0", "observe.1"}
+        scores[word] = score.score.fn(step=step, runtime=runtime, params=params, trust_remote_code=False)
+    rules = [word for word in selection.words() if "model" not in selection.find(word).reads]
+    assert set(rules) >= {"uniform", "tb_coverage", "hope"}
+    for word in rules:
+        params = mask.MaskParams(ratio=0.25, selection=word)
+        step = mask.step(params, KEEP, base, scores["reap"], statistics)
+        made = mask.mask.fn(step=step, runtime=runtime, params=params, trust_remote_code=False)
+        kept = Mask.from_json((store.folder(made) / "mask.json").read_text())
+        assert set(kept.counts.values()) == {KEEP}
+
+
+def test_run_with_a_criterion_of_ones_own_needs_one_file(project, process):
+    """A file in a folder of the user's own is a criterion like any other, and its code decides its key."""
+    folder = project / "criteria"
+    folder.mkdir()
+    file = folder / "loudest.py"
+    file.write_text(
+        '"""The loudest experts, by their largest activation."""\n\n'
+        "def score(statistics, *, sign: float = 1.0):\n"
+        '    """Largest absolute element of any output; higher = keep."""\n'
+        '    return sign * statistics.sum_of("max_abs_activation").amax(0)\n'
+    )
+    words = ["run", "params/quick.yaml", "--set", "score.criterion=loudest", "--json"]
+    answer = process(project, *words, MOEPRUNE_CRITERIA=str(folder))
+    assert answer.status == 0, answer.err
+    upside_down = process(project, *words, "--set", "score.options={sign: -1.0}", MOEPRUNE_CRITERIA=str(folder))
+    kept, others = mask_of(project, answer), mask_of(project, upside_down)
+    assert all(set(kept.removed(layer)) <= set(others.kept[layer]) for layer in kept.kept)
+    file.write_text(file.read_text().replace("return sign *", "return 2 * sign *"))
+    again = process(project, *words, MOEPRUNE_CRITERIA=str(folder))
+    assert again.missed[0] == "score loudest" and mask_of(project, again) == kept
+    assert process(project, *words).status == 2, "without the folder there is no such criterion"

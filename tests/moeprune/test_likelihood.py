@@ -7,8 +7,8 @@ import tiny
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from moeprune.errors import BadInput
 from moeprune import likelihood
+from moeprune.errors import BadInput
 
 Pairs = list[tuple[list[int], list[int]]]
 

@@ -86,12 +86,16 @@ def test_loss_is_a_sum_over_blocks_however_many_and_in_whichever_chunks_and_corp
     assert sum(alone) == pytest.approx(together, rel=TOLERANCE)
 
 
-def test_block_that_routes_otherwise_when_run_again_is_refused():
-    model = tiny.new_model("olmoe")
-    router, passes = model.model.layers[1].mlp.gate, []
-    router.register_forward_hook(
-        lambda _, inputs, output: passes.append(1) or (output[0], output[1] * len(passes), output[2])
-    )
+@pytest.mark.parametrize("what", ["gate", "expert"])
+def test_block_that_routes_otherwise_when_run_again_is_refused(what):
+    model, passes = tiny.new_model("olmoe"), []
+
+    def drift(router: nn.Module, inputs: tuple, output: tuple) -> tuple:
+        logits, gate, expert = output
+        passes.append(router)
+        return (logits, gate * len(passes), expert) if what == "gate" else (logits, gate, (expert + len(passes)) % 8)
+
+    model.model.layers[1].mlp.gate.register_forward_hook(drift)
     with pytest.raises(BadInput, match="OlmoeSparseMoeBlock of layer 1 routes other than within the model"):
         loss_of(model, 1)
 

@@ -28,28 +28,31 @@ def run(family: str, keep: int = KEEP, corpora: dict[str, Corpus] | None = None,
 @forms
 def test_exhaustive_search_finds_the_brute_force_minimum(family, form):
     expected = [min(table, key=table.get) for table in losses(family, form).values()]
-    assert run(family, search="exhaustive", form=form) == [list(kept) for kept in expected]
     assert run(family, form=form) == [list(kept) for kept in expected], "auto is exhaustive for so few subsets"
 
 
 def test_corpus_names_the_one_that_is_used():
     corpora = {"a": CORPUS, "b": corpus_of(tiny.token_ids(30, seed=9), [0])}
-    alone = [run("olmoe", 4, {name: corpus}) for name, corpus in corpora.items()]
+    alone = [run("olmoe", 4, {name: corpus}, search="greedy") for name, corpus in corpora.items()]
     assert alone[0] != alone[1], "the corpora ask for the same experts: the comparison shows nothing"
-    assert [run("olmoe", 4, corpora, corpus=name) for name in corpora] == alone
+    assert [run("olmoe", 4, corpora, corpus=name, search="greedy") for name in corpora] == alone
     both = corpus_of([*SEQUENCES, *tiny.token_ids(30, seed=9)], [0, 0, 1])
-    assert run("olmoe", 4, corpora) == run("olmoe", 4, {"both": both})
+    assert run("olmoe", 4, corpora, search="greedy") == run("olmoe", 4, {"both": both}, search="greedy")
     with pytest.raises(BadInput, match="did you mean"):
         run("olmoe", corpora=corpora, corpus="c")
 
 
-def test_tokens_limits_each_corpus_to_its_first_tokens():
-    cut = [corpus_of([SEQUENCES[0], SEQUENCES[1][:3]], [0, 0]), corpus_of([SEQUENCES[1]], [0])]
-    whole = [CORPUS, corpus_of([SEQUENCES[1]], [0])]
-    found = [(ids[mask.bool()].tolist(), mask.sum(1).tolist()) for ids, mask in batches(whole, 17)]
-    assert found == [(ids[mask.bool()].tolist(), mask.sum(1).tolist()) for ids, mask in batches(cut)]
-    assert [mask.sum(1).tolist() for _, mask in batches(whole, 14)] == [[14], [9]], "no block without a token"
-    assert run("olmoe", corpora={"all": CORPUS}, tokens=17) == run("olmoe", corpora={"all": cut[0]})
+@pytest.mark.parametrize("chunks", [[0, 0], [0, 1]])
+def test_tokens_limits_each_corpus_to_its_first_tokens(chunks):
+    def content(corpora: list[Corpus], tokens: int = 0) -> list[tuple[list[int], list[int]]]:
+        return [(ids[mask.bool()].tolist(), mask.sum(1).tolist()) for ids, mask in batches(corpora, tokens)]
+
+    other = corpus_of([SEQUENCES[1]], [0])
+    whole = [corpus_of(SEQUENCES, chunks), other]
+    cut = [corpus_of([SEQUENCES[0], SEQUENCES[1][:3]], chunks), other]
+    assert content(whole, 17) == content(cut)
+    assert content(whole, 14) == content([corpus_of([SEQUENCES[0]], [0]), other]), "no block without a token"
+    assert run("olmoe", corpora={"all": whole[0]}, tokens=17) == run("olmoe", corpora={"all": cut[0]})
 
 
 def slow_greedy(loss, keep: int) -> tuple[int, ...]:
@@ -134,12 +137,9 @@ def test_select_leaves_the_model_exactly_as_it_was(family, form):
     ids = torch.stack(tiny.token_ids(20))
     before = tiny.logits(model, ids)
     tensors = {name: (id(tensor), tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
-    found = [
-        select(
-            model, read_plan(model.config), {"all": CORPUS}, 4, read_routing(model.config), lambda _: None, form=form
-        )
-        for _ in range(2)
-    ]
+    plan, routing = read_plan(model.config), read_routing(model.config)
+    options = {"form": form, "search": "sampled", "subsets": 5}
+    found = [select(model, plan, {"all": CORPUS}, 4, routing, lambda _: None, **options) for _ in range(2)]
     assert torch.equal(*found)
     for name, tensor in model.state_dict(keep_vars=True).items():
         assert id(tensor) == tensors[name][0] and torch.equal(tensor, tensors[name][1]), name

@@ -138,7 +138,7 @@ def test_unknown_rule_is_refused_with_the_nearest():
 def test_rule_says_what_it_reads_and_which_options_it_takes():
     rule = selection.find("tb_coverage")
     assert rule.reads == ("per_corpus", "candidate", "keep", "routing") and rule.sums == ()
-    assert rule.options({"protected": 3}) == {"protected": 3, "fill": "mean-score", "fill_corpus": ""}
+    assert rule.options({"protected": 3}) == {"protected": 3, "fill": "mean-score", "fill_corpus": "", "fill_tokens": 0}
     assert rule.options({"protected": None})["protected"] is None
     assert rule.module == "moeprune.selection.tb_coverage"
     assert selection.find("hope").sums == ("pairs",)

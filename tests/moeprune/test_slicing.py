@@ -4,6 +4,8 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moeprune.checkpoint import open_checkpoint
 from moeprune.errors import BadInput
@@ -139,3 +141,19 @@ def test_routed_without_equals_the_masked_model_and_copies_no_expert(family):
 
 def test_numbers_among_the_kept_become_numbers_among_all_and_those_beyond_stay_beyond():
     assert whole_numbers(torch.tensor([[0, 2], [1, 3]]), (1, 4, 6), 8).tolist() == [[1, 6], [4, 8]]
+
+
+def test_sliced_router_that_asks_its_config_for_the_class_that_skips_still_finds_it():
+    values = {"num_experts": tiny.EXPERTS, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    sizes = {"vocab_size": tiny.VOCABULARY, "hidden_size": 32, "head_dim": 8, "router_hidden_size": 16}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["zaya"](**values, **sizes, **heads)).eval()
+    block, seen = model.model.layers[1].mlp, []
+    block.gate.balancing_biases[-1] = 100.0  # every token skips the experts
+    block.experts.register_forward_hook(lambda _, inputs, output: seen.append(inputs))
+    plan = read_plan(model.config)
+    for experts in (True, False):
+        with sliced(model, plan, {1: SOME[1]}, experts):
+            tiny.logits(model, IDS)
+    for _, expert, gate in seen:
+        assert not expert.any() and not gate.any()

@@ -134,7 +134,8 @@ def test_tb_coverage_infinite_scores_stay_and_go_first():
 def test_tb_coverage_options_that_mean_nothing_are_refused():
     with pytest.raises(BadInput, match="give 0 or more"):
         tb_coverage.select(FIXTURE, None, 4, Routing(6, 2), protected=-1)
-    with pytest.raises(BadInput, match="only the fill reconstruction uses it"):
-        tb_coverage.select(FIXTURE, None, 4, Routing(6, 2), fill_corpus="wiki")
+    for option in ({"fill_corpus": "wiki"}, {"fill_tokens": 64}):
+        with pytest.raises(BadInput, match="only the fill reconstruction uses fill_corpus and fill_tokens"):
+            tb_coverage.select(FIXTURE, None, 4, Routing(6, 2), **option)
     with pytest.raises(ValueError, match="do not fit together"):
         tb_coverage.select(FIXTURE, None, 4, Routing(6, 2), fill="reconstruction")
