@@ -151,7 +151,7 @@ def list_(*, limit: int = 20, store: Path = Path(".moeprune")) -> None:
 
 @runs_app.command
 def compare(first: str, second: str, /, *, store: Path = Path(".moeprune")) -> None:
-    """Paired differences of two runs' pruned models, SECOND minus FIRST, and how their recipes and masks differ."""
+    """Paired differences of the models two runs made, SECOND minus FIRST, and how their recipes and masks differ."""
     from flows import show
     from flows.runs import compare as compare_runs
 

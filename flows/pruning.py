@@ -59,7 +59,9 @@ def run_recipe(recipe: Recipe, name: str, tags: dict[str, str] | None = None) ->
     tracker = Tracker(store)
     tracker.check()
     sources = preflight(recipe, store, project)
-    with tracker.run(name, recipe.model_dump(mode="json"), tags or {}, to_yaml(recipe)) as run:
+    with tracker.run(
+        name, recipe.model_dump(mode="json"), {"method": recipe.method, **(tags or {})}, to_yaml(recipe)
+    ) as run:
         outcome = Outcome(run.id)
         if recipe.score.reason:
             print(f"criterion {recipe.score.reason}", file=sys.stderr)

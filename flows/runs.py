@@ -1,9 +1,11 @@
 """Looking back: runs in the tracker, listed and compared."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moeprune import weight_masks
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from tasks import comparison
@@ -13,7 +15,7 @@ from tasks.tracking import Record, Tracker
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs: paired differences of their pruned models, second minus first, and what differs in how they came."""
+    """Two runs: paired differences of the models they made, second minus first, and what differs in how they came."""
 
     first: str
     second: str
@@ -31,7 +33,7 @@ def compare(first: str, second: str, store: Path) -> Comparison:
     """Compare two runs by id or its beginning; BadInput if one is unknown or its results are not in the store."""
     tracker = Tracker(Store(store))
     one, other = tracker.find_run(first), tracker.find_run(second)
-    folders = [_folder(run, "evaluate pruned", store) for run in (one, other)]
+    folders = [_folder(run, f"evaluate {_made(run)}", store) for run in (one, other)]
     metrics = comparison.compare(*folders)
     if not metrics:
         raise BadInput(
@@ -44,8 +46,13 @@ def compare(first: str, second: str, store: Path) -> Comparison:
         for key in keys
         if one.params.get(key) != other.params.get(key)
     }
-    masks = [Mask.from_json((_folder(run, "mask", store) / "mask.json").read_text()) for run in (one, other)]
+    masks = [(_folder(run, "mask", store) / "mask.json").read_text() for run in (one, other)]
     return Comparison(one.id, other.id, metrics, params, _difference(*masks))
+
+
+def _made(run: Record) -> str:
+    """The model a run is for."""
+    return "distilled" if "artifact.evaluate distilled" in run.tags else "pruned"
 
 
 def _folder(run: Record, title: str, store: Path) -> Path:
@@ -57,8 +64,12 @@ def _folder(run: Record, title: str, store: Path) -> Path:
     return store / path
 
 
-def _difference(one: Mask, other: Mask) -> str:
+def _difference(first: str, second: str) -> str:
     """How far two masks agree, in words."""
+    of_weights = [json.loads(text)["format"] == weight_masks.FORMAT for text in (first, second)]
+    if any(of_weights):
+        return "of weights" + ("" if all(of_weights) else " and of experts") + (": the same" if first == second else "")
+    one, other = Mask.from_json(first), Mask.from_json(second)
     if one.base != other.base:
         return "of different base models"
     shared = sum(len(set(one.kept[layer]) & set(other.kept[layer])) for layer in one.kept)

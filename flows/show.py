@@ -188,7 +188,7 @@ def plan(result: Plan) -> None:
 def runs(found: list[Recorded]) -> None:
     """The newest runs, with the mean over corpora and tasks of what pruning changed."""
     table = Table(title="runs", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("run", "when", "mask", "criterion"):
+    for column in ("run", "when", "mask", "method"):
         table.add_column(column, no_wrap=True)
     table.add_column("name", overflow="fold")
     for column in ("Δ ln ppl", "Δ acc"):
@@ -206,7 +206,7 @@ def runs(found: list[Recorded]) -> None:
             run.id[:8],
             f"{run.start:%m-%d %H:%M}",
             budget,
-            run.params.get("score.criterion"),
+            run.tags.get("method", ""),
             run.name,
             # A run that did not finish has its status where its result would be.
             _mean_of(run, r"delta/log_perplexity/(?!.*_stderr$).*") if run.status == "FINISHED" else run.status,

@@ -122,6 +122,15 @@ def test_run_distil_trains_the_pruned_model_and_logs_its_curve(changes: list[str
     assert run("params/whole.yaml", "distill={epochs: 2, learning_rate: 1.0e-3}", *changes).missed == []
 
 
+def test_runs_compare_models_with_sparse_and_with_fewer_experts(project, run, moeprune):
+    sparse = run("params/whole.yaml", "score.criterion=wanda", "mask.sparsity=0.5", "observe.sums=[inputs]")
+    fewer = run("params/whole.yaml", "mask.selection=hope", "observe.sums=[pairs]")
+    answer = moeprune("runs", "compare", sparse.json["run_id"], fewer.json["run_id"])
+    assert answer.status == 0 and "log_perplexity/wiki" in answer.out and "of weights and of experts" in answer.out
+    listed = moeprune("runs", "list").out
+    assert "wanda" in listed and "sparsity 0.5" in listed and "hope" in listed and "reap" not in listed
+
+
 def test_run_expert_skipping_is_measured_beside_the_pruned_model(project, run):
     answer = run("params/whole.yaml", "evaluate.expert_skipping=true")
     metrics = answer.json["metrics"]
