@@ -103,7 +103,8 @@ class Chain:
     def _mask(self) -> Artifact | None:
         params, made = self.recipe.mask, self.made
         if self.recipe.sparse:
-            step = mask.weight_step(params, self.recipe.score.found.word, made.base, made.statistics)
+            read = made.corpora if params.order == "sequential" else made.statistics
+            step = mask.weight_step(params, self.recipe.score.found.word, made.base, read)
             return self._trusting(mask.mask, step, params=params)
         candidate = None
         if params.candidate is not None:

@@ -10,6 +10,7 @@ from moeprune.checkpoint import Checkpoint, open_checkpoint
 from moeprune.corpus import read_documents
 from moeprune.errors import BadInput
 from moeprune.projections import Projection, projections
+from moeprune.routing import Routing
 from moeprune.schema import Plan, read_config, read_plan, read_routing
 from moeprune.sparsity import expert_weights
 from moeprune.surgery import pruned_bytes
@@ -66,19 +67,31 @@ def _check_model(recipe: Recipe, model: download.Source, store: Store) -> int | 
         folder = store.folder(stored)  # what is in the store needs no Hub
     checkpoint = open_checkpoint(folder) if folder else None
     config = read_config(folder or download.read_config_folder(model), trusted)
-    top_k = read_routing(config).top_k
-    if recipe.skips and top_k != 2:
-        raise BadInput(f"evaluate.expert_skipping: it is defined for two experts a token, this model chooses {top_k}")
+    routing = read_routing(config)
+    if recipe.skips and routing.top_k != 2:
+        raise BadInput(
+            f"evaluate.expert_skipping: it is defined for two experts a token, this model chooses {routing.top_k}"
+        )
     plan = read_plan(config, trusted)
     if checkpoint is None:
         if recipe.mask.bytes is not None:
             return None
-        return mask.number_to_keep(recipe.mask, download.read_config_folder(model), trusted)
+        keep = mask.number_to_keep(recipe.mask, download.read_config_folder(model), trusted)
+        _check_rules(recipe, keep, routing)
+        return keep
     keep = mask.number_to_keep(recipe.mask, checkpoint.folder, trusted)
+    _check_rules(recipe, keep, routing)
     if recipe.sparse:
         _check_pattern(recipe, checkpoint, plan, projections(config, trusted))
     store.check_space(disk_needed(recipe, checkpoint, plan, keep))
     return keep
+
+
+def _check_rules(recipe: Recipe, keep: int, routing: Routing) -> None:
+    names = [corpus.name for corpus in recipe.calibrate.corpora] if recipe.calibrate else []
+    for params in (recipe.mask, recipe.mask.candidate):
+        if params is not None and not recipe.sparse:
+            params.rule.check(keep, routing, names, params.options)
 
 
 def _check_pattern(recipe: Recipe, checkpoint: Checkpoint, plan: Plan, found: dict[str, Projection]) -> None:

@@ -78,6 +78,10 @@ def _method(recipe: Recipe) -> Iterator[str]:
             yield f"super experts {score.super_experts}"
         if score.combine != "pooled":
             yield f"by {score.combine}"
+        if score.weights is not None:
+            yield "weights " + ",".join(f"{name}={weight:g}" for name, weight in score.weights.items())
+        if score.gate_mode != "deployed":
+            yield f"gates {score.gate_mode}"
     if mask.selection != "uniform":
         yield mask.selection
         yield from (f"{name}={value}" for name, value in mask.options.items() if name != "seed")
@@ -148,22 +152,50 @@ def _check_sections(recipe: Recipe, where: str) -> None:
             )
         )
     if recipe.uses_corpora and recipe.calibrate is None:
-        user = f"criterion '{criterion.word}'" if recipe.uses_scores or recipe.sparse else f"selection '{rule.word}'"
-        raise BadInput(
-            f"{where}: calibrate: {user} needs a calibration corpus, as distilling and expert skipping do: add the "
-            "section, or choose a weight-only criterion such as aimer"
-        )
-    if recipe.sparse and recipe.score.weights:
-        raise BadInput(f"{where}: score.weights: weight sparsity pools its corpora as they are: leave it out")
+        raise BadInput(f"{where}: calibrate: {_user_of_corpora(recipe)} needs a calibration corpus: add the section")
+    if unread := next(_unread(recipe), None):
+        reader = f"criterion '{criterion.word}'" if recipe.uses_scores or recipe.sparse else f"selection '{rule.word}'"
+        if recipe.uses_scores and rule.word != "uniform":
+            reader += f" with selection '{rule.word}'"
+        raise BadInput(f"{where}: score.{unread}: {reader} does not read it: leave it out")
     if recipe.score.weights and recipe.calibrate:
         names = {corpus.name for corpus in recipe.calibrate.corpora}
         if recipe.score.weights.keys() != names:
             raise BadInput(f"{where}: score.weights: give one for each of the corpora {', '.join(sorted(names))}")
     if recipe.uses_statistics:
+        if recipe.uses_scores and recipe.score.gate_mode not in recipe.observe.gate_modes:
+            mode = recipe.score.gate_mode
+            raise BadInput(f"{where}: observe.gate_modes: score.gate_mode is {mode}: add it to the list")
         asked = (*(criterion.sums if recipe.uses_scores or recipe.sparse else ()), *rule.sums)
         if missing := sorted(set(asked) - set(recipe.observe.sums)):
             word = rule.word if set(missing) & set(rule.sums) else criterion.word
             raise BadInput(f"{where}: observe.sums: '{word}' needs {', '.join(missing)}: add it to the list")
+
+
+def _unread(recipe: Recipe) -> Iterator[str]:
+    """Keys of `score` that are set, and that nothing would read."""
+    score, reads = recipe.score, recipe.mask.rule.reads
+    of_sums = recipe.uses_scores and score.found.reads == "statistics"
+    read = {
+        "options": recipe.uses_scores,
+        "combine": of_sums and "scores" in reads,
+        "weights": of_sums and "scores" in reads,
+        "gate_mode": of_sums,
+        "super_experts": recipe.uses_scores,
+    }
+    unset = ScoreParams()
+    yield from (name for name in read if not read[name] and getattr(score, name) != getattr(unset, name))
+
+
+def _user_of_corpora(recipe: Recipe) -> str:
+    criterion, rule = recipe.score.found, recipe.mask.rule
+    if recipe.sparse or (recipe.uses_scores and criterion.reads == "statistics"):
+        return f"criterion '{criterion.word}' (weight-only ones, such as aimer, do not)"
+    if recipe.uses_scores and recipe.score.super_experts is not None:
+        return "score.super_experts"
+    if not recipe.uses_scores or recipe.mask.candidate is not None:
+        return f"selection '{rule.word}'"
+    return "distill" if recipe.distill is not None else "evaluate.expert_skipping"
 
 
 def _sentence(fault: Any, content: dict[str, Any]) -> str:
@@ -200,7 +232,10 @@ def expand(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     options: {seed: [0, 1]}}]` is three. A list under the key `variants` holds changes to the rest, for what goes
     together across sections: `variants: [{}, {score: {criterion: wanda}, mask: {sparsity: 0.5}}]`.
     """
-    for variant in content.get("variants", [{}]):
+    variants = content.get("variants", [{}])
+    if not isinstance(variants, list) or not all(isinstance(variant, dict) for variant in variants):
+        raise BadInput("variants: give a list of sections to change, such as [{score: {criterion: man}}]")
+    for variant in variants:
         rest = {key: value for key, value in content.items() if key != "variants"}
         yield from _choices(_changed(rest, variant), Recipe)
 
@@ -210,7 +245,7 @@ def _changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
     result = dict(content)
     for section, change in changes.items():
         owner = dict(result.get(section) or {}) if isinstance(change, dict) else {}
-        for key in change if section == "mask" else ():
+        for key in change if section == "mask" and isinstance(change, dict) else ():
             if key in BUDGETS:
                 _replace_budget(owner, key)
         result[section] = owner | change if isinstance(change, dict) else change

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,6 +15,7 @@ from flows.recipe import Recipe
 from flows.show import console, size
 from flows.sweeping import Sweep
 from moeprune.errors import BadInput
+from tasks.tracking import flatten
 
 BEGIN, END = "<!-- sweep:begin -->", "<!-- sweep:end -->"
 CHOOSING = ("score", "mask", "prune", "distill")
@@ -26,6 +27,8 @@ class Row:
 
     budget: str
     method: str
+    recipe: dict[str, str]
+    """The recipe's keys and values, without seeds."""
     random: bool
     delta: dict[str, dict[str, Any]]
     memory: int
@@ -66,11 +69,18 @@ def rows_of(result: Sweep) -> Iterator[Row]:
             yield Row(
                 _budget(recipe),
                 method,
+                without_seeds(recipe),
                 recipe.uses_scores and recipe.score.criterion == plots.RANDOM and of == "pruned",
                 delta,
                 memory["forward_peak_anonymous"],
                 _work(one, done),
             )
+
+
+def without_seeds(recipe: Recipe) -> dict[str, str]:
+    """A recipe's keys and values, but for seeds and the runtime."""
+    keys = flatten(recipe.model_dump(mode="json", exclude={"runtime"}))
+    return {key: value for key, value in keys.items() if key.rpartition(".")[2] != "seed"}
 
 
 def _corpora(recipe: Recipe) -> str:
@@ -88,7 +98,7 @@ def table_of(result: Sweep) -> list[dict[str, str]]:
     value whose interval lies below or above every random draw of its budget is marked so.
     """
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows_of(result):
+    for row in told_apart(list(rows_of(result))):
         groups[row.budget, row.method].append(row)
     lines = []
     for (budget, method), rows in groups.items():
@@ -104,6 +114,15 @@ def table_of(result: Sweep) -> list[dict[str, str]]:
         costs = {"memory": f"{size(memory)}B", "s": f"{seconds:.1f}"}
         lines.append((budget, order, {"removed": budget, "method": label, **cells, **costs}))
     return [line for _, _, line in sorted(lines, key=lambda entry: entry[:2])]
+
+
+def told_apart(rows: list[Row]) -> Iterator[Row]:
+    """Rows of equal method whose recipes differ in more than seeds, with what differs added to their method."""
+    for row in rows:
+        alike = [other.recipe for other in rows if (other.budget, other.method) == (row.budget, row.method)]
+        keys = sorted({key for other in alike for key in other.keys() | row.recipe.keys()})
+        differing = [key for key in keys if len({other.get(key) for other in alike}) > 1]
+        yield replace(row, method=" ".join([row.method, *(f"{key}={row.recipe.get(key)}" for key in differing)]))
 
 
 def _short(name: str) -> str:

@@ -52,8 +52,8 @@ class Corpus:
 def read_documents(path: Path, field: str) -> Iterator[str]:
     """The documents of a file, in order, without empty ones.
 
-    .txt is one document; .jsonl, .jsonl.gz and .parquet hold one a row, under `field`. Raises BadInput for another
-    kind of file, a row that is not JSON, a field that is not there, or a file that is not what its name says.
+    .txt is one document; .jsonl, .jsonl.gz, .json.gz and .parquet hold one a row, under `field`. Raises BadInput for
+    another kind of file, a row that is not JSON, a field that is not there, or a file that is not what its name says.
     """
     path = Path(path)
     if not path.is_file():

@@ -90,10 +90,3 @@ def mean(values: Float64[Tensor, "N"]) -> Estimate:
     """Mean over questions with its standard error."""
     n = len(values)
     return Estimate(float(values.mean()), float(values.std()) / math.sqrt(n) if n > 1 else None, n)
-
-
-def paired_log_ratio(
-    before: Float64[Tensor, "N"], after: Float64[Tensor, "N"], tokens: Float64[Tensor, "N"]
-) -> Estimate:
-    """Difference in nats per token between two models on the same documents: log(ppl after / ppl before)."""
-    return ratio(after - before, tokens)

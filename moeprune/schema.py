@@ -6,11 +6,13 @@ with more. A tensor whose shape differs has an axis of experts; a name only the 
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 
 from moeprune.errors import BadInput
 from moeprune.routing import Routing
@@ -38,6 +40,11 @@ class Axis:
     dimension: int
     rows: int
     rest: int
+
+    def positions(self, kept: Sequence[int], experts: int) -> Int64[torch.Tensor, "n"]:
+        """Where along it the parts lie that stay if `kept` of `experts` experts do: theirs, and those of no expert."""
+        rows = torch.tensor(kept, dtype=torch.long)[:, None] * self.rows + torch.arange(self.rows)
+        return torch.cat([rows.reshape(-1), torch.arange(self.rest) + self.rows * experts])
 
 
 @dataclass(frozen=True)

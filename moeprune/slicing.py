@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moeprune.errors import BadInput
 from moeprune.interface import ExpertsFunction, experts_modules, in_place, own_experts
-from moeprune.schema import LAYER, TOP_K_KEYS, Axis, Plan, layer_of, with_expert_count
+from moeprune.schema import LAYER, TOP_K_KEYS, Plan, layer_of, with_expert_count
 
 Kept = Mapping[int, Sequence[int]]
 """The experts some layers keep, ascending."""
@@ -43,7 +43,7 @@ def sliced(model: nn.Module, plan: Plan, kept: Kept, experts: bool = True) -> It
                 axis = plan.axes[name]
                 rests.add(axis.rest)
                 if owner not in whole or tensor.dim() == 1:  # a correction bias may live among the experts (laguna)
-                    rows = positions(axis, ids, plan.experts).to(tensor.device)
+                    rows = axis.positions(ids, plan.experts).to(tensor.device)
                     _replace(undo, owner, attribute, tensor.detach().index_select(axis.dimension, rows))
             for module in _modules(model, tensors[0][0]):
                 if module not in whole:
@@ -70,12 +70,6 @@ def whole_numbers(expert: Int[Tensor, "*n"], kept: Sequence[int], experts: int) 
     ids = torch.tensor(kept, device=expert.device)
     last = len(kept) - 1
     return torch.where(expert > last, expert + experts - len(kept), ids[expert.clamp_max(last)])
-
-
-def positions(axis: Axis, kept: Sequence[int], experts: int) -> Tensor:
-    """The rows along an axis that stay if `kept` of `experts` experts do: theirs, and those of no expert."""
-    rows = torch.tensor(kept, dtype=torch.long)[:, None] * axis.rows + torch.arange(axis.rows)
-    return torch.cat([rows.reshape(-1), torch.arange(axis.rest) + axis.rows * experts])
 
 
 def _tensors(model: nn.Module, plan: Plan, layer: int) -> Iterator[tuple[str, nn.Module, str, Tensor]]:

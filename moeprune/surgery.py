@@ -127,9 +127,8 @@ class _Sliced:
     experts: int
 
     def __call__(self) -> Tensor:
-        rows = torch.tensor(self.kept)[:, None] * self.axis.rows + torch.arange(self.axis.rows)
-        others = torch.arange(self.axis.rest) + self.axis.rows * self.experts
-        return self.source.read(self.name).index_select(self.axis.dimension, torch.cat([rows.reshape(-1), others]))
+        rows = self.axis.positions(self.kept, self.experts)
+        return self.source.read(self.name).index_select(self.axis.dimension, rows)
 
 
 def _contents(source: Checkpoint, plan: Plan, mask: Mask) -> Contents:

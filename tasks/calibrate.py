@@ -17,7 +17,7 @@ HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]
 
 
 class CorpusSource(Params):
-    """A named corpus: a .txt, .jsonl, .jsonl.gz or .parquet file, here or in a data set of the Hub."""
+    """A named corpus: a .txt, .jsonl, .jsonl.gz, .json.gz or .parquet file, here or in a data set of the Hub."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """A short name for tables and file names."""

@@ -85,15 +85,17 @@ def distill(step: Step, runtime: Runtime, params: DistillParams, trust_remote_co
                 training.restore(torch.load(saved, map_location="cpu", weights_only=True))
                 logger().info("%s goes on after step %d of %d", step.title, training.done, training.steps)
             with progress(step.title, training.steps, "step", training.done) as tell:
-                last = time.monotonic()
+                last, pause = time.monotonic(), SAVE_SECONDS
                 while training.done < training.steps:
                     training.advance()
                     tell(1)
-                    if training.done == training.steps or time.monotonic() - last >= SAVE_SECONDS:
+                    if training.done == training.steps or time.monotonic() - last >= pause:
+                        started = time.monotonic()
                         new = saved.with_suffix(".new")
                         torch.save(training.state(), new)
                         new.rename(saved)
                         last = time.monotonic()
+                        pause = max(SAVE_SECONDS, 20 * (last - started))  # at most a twentieth goes into saving
         with progress(f"{step.title} writing", source.weight_bytes, "B") as done:
             # In files as large as the pruned checkpoint's.
             shard = max(sum(i.bytes for i in source.tensors.values() if i.file == file) for file in source.weight_files)

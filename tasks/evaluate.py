@@ -17,8 +17,6 @@ from moeprune.errors import BadInput, known_word
 from tasks import suites
 from tasks.artifacts import Artifact, Params, Runtime, Step, Store, set_threads, stage
 from tasks.comparison import GENERATIONS, REPORT, SAMPLES, write_samples
-from tasks.comparison import compare as compare
-from tasks.comparison import side_by_side as side_by_side
 from tasks.harvest import harvest
 from tasks.held_out import EvaluationCorpus, read_corpus, write_on
 from tasks.identity import code_digest
@@ -32,6 +30,8 @@ CODE = (
     "moeprune.corpus",
     "moeprune.surgery",
     "moeprune.likelihood",
+    "tasks.held_out",
+    "tasks.harvest",
 )
 LIBRARIES = ("torch", "transformers", "lm-eval")
 FORMAT = "moeprune-report/1"
@@ -132,13 +132,13 @@ def step(
         if is_local(name):
             content = read_task(name, trusted)
             files = {split: store.hash_of(path) for split, path in data_files(name, content).items()}
-            tasks[content["task"]] = {"yaml": store.hash_of(Path(name)), "data": files}
+            tasks[content["task"]] = {"yaml": suites.digest([Path(name)]), "data": files}
         elif params.data == "local":
             data = {
                 leaf: {split: store.hash_of(path) for split, path in files.items()}
                 for leaf, files in twin_files(name).items()
             }
-            tasks[name] = {"yaml": suites.digest(name), "data": data}
+            tasks[name] = {"yaml": suites.digest(suites.files(name)), "data": data}
         else:
             tasks[name] = "built-in"
     identity = params.model_dump(mode="json", exclude={"corpora", "tasks", "data", "expert_skipping"}) | {
@@ -148,6 +148,7 @@ def step(
         ],
         "tasks": tasks,
         "suites": suites.headlines(params.tasks),
+        "format": FORMAT,
     }
     inputs = {"checkpoint": checkpoint}
     inputs |= {f"observe.{number}": statistics for number, statistics in enumerate((skipping or {}).values())}

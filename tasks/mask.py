@@ -13,7 +13,7 @@ from tasks.identity import code_digest
 from tasks.progress import progress
 
 MASK = "mask.json"
-CODE = ("moeprune.masks", "moeprune.routing")
+CODE = ("moeprune.masks", "moeprune.routing", "moeprune.files")
 BUDGETS = ("ratio", "keep", "bytes", "sparsity")
 ORDERS = ("as_printed", "sequential")
 
@@ -39,7 +39,7 @@ class MaskParams(Params):
     @field_validator("sparsity", mode="before")
     @classmethod
     def _quoted(cls, value: Any) -> Any:
-        if isinstance(value, int):  # YAML takes 2:4 for a number of base 60
+        if isinstance(value, int) and value:  # YAML takes 2:4 for a number of base 60
             raise ValueError(f'{value} is neither a fraction nor a pattern: quote a pattern, as in "2:4"')
         return value
 
@@ -137,6 +137,7 @@ def step(
     rule = params.rule
     inputs: dict[str, Artifact | None] = {"download": checkpoint}
     identity: dict[str, Any] = {"keep": keep, "selection": params.selection, "options": rule.options(params.options)}
+    modules = [rule.module, *CODE]
     libraries: tuple[str, ...] = ()
     if {"scores", "per_corpus"} & set(rule.reads):
         inputs["score"] = scores
@@ -145,18 +146,23 @@ def step(
     if "model" in rule.reads:
         inputs |= _numbered("calibrate", corpora)
         identity |= {"corpora": list(corpora or {}), "dtype": dtype}
+        modules.append("moeprune.models")
         libraries = ("torch", "transformers")
     if params.candidate is not None:
         inputs["candidate"] = candidate
-    return Step("mask", of, code_digest([rule.module, *CODE], libraries), identity, inputs)
+    return Step("mask", of, code_digest(modules, libraries), identity, inputs)
 
 
 def weight_step(
-    params: MaskParams, criterion: str, checkpoint: Artifact | None, statistics: dict[str, Artifact | None]
+    params: MaskParams, criterion: str, checkpoint: Artifact | None, read: dict[str, Artifact | None]
 ) -> Step:
-    """A weight mask is a recipe: base, criterion, pattern and the statistics it is to be computed from."""
+    """A weight mask is a recipe: base, criterion, pattern and what it is to be computed from.
+
+    That is the statistics, or the corpora where layers are observed one after another.
+    """
     identity = {"criterion": criterion, "pattern": params.pattern, "order": params.order}
-    inputs = {"download": checkpoint, **_numbered("observe", statistics)}
+    stage = "observe" if params.order == "as_printed" else "calibrate"
+    inputs = {"download": checkpoint, **_numbered(stage, read)}
     return Step("mask", "", code_digest(["moeprune.weight_masks"]), identity, inputs)
 
 
@@ -192,7 +198,7 @@ def mask(step: Step, runtime: Runtime, params: MaskParams, trust_remote_code: bo
         kept = {layer: tuple(row) for layer, row in zip(plan.layers, chosen.tolist(), strict=True)}
         result = Mask(checkpoint.digest, routing.experts, kept)
         (target / MASK).write_text(result.to_json())
-        scores = given["scores"]() if step.inputs.get("score") else None
+        scores = given["scores"]() if "scores" in rule.reads else None
         table = margins(result, scores.tolist() if scores is not None else None)
         return {"kept": step.params["keep"], "experts": routing.experts, "table": table}
 

@@ -22,7 +22,7 @@ class ObserveParams(Params):
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     """Precision of the pass; auto: as stored. Sums are float64 always."""
     sums: tuple[str, ...] = ("core", "vectors")
-    """Groups of sums: core, vectors, pairs, inputs."""
+    """Groups of sums: core, vectors, pairs, inputs, ratios."""
     gate_modes: tuple[str, ...] = ("deployed",)
     """Gates to take moments of: deployed, softmax_full, softmax_topk."""
 

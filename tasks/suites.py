@@ -113,10 +113,10 @@ def files(name: str) -> list[Path]:
     return sorted((Path(spec.submodule_search_locations[0]) / "tasks").glob(TASKS[name].files))
 
 
-def digest(name: str) -> str:
-    """Of lm-eval's definition of a task: its YAML, what that includes and the modules of its functions."""
+def digest(paths: Sequence[Path]) -> str:
+    """Of a task's definition: its YAML, what that includes and the modules of its functions."""
     whole = hashlib.sha256()
-    waiting, seen = files(name), set()
+    waiting, seen = list(paths), set()
     while waiting:
         path = waiting.pop(0).resolve()
         if path in seen or not path.is_file():

@@ -55,7 +55,10 @@ class Criterion:
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """All options with their values; BadInput for an unknown one or one of another type."""
-        return options.complete(self.score, given, "score.options", f"criterion '{self.word}'")
+        whole = options.complete(self.score, given, "score.options", f"criterion '{self.word}'")
+        if check := getattr(import_module(self.module), "check", None):
+            check(whole)
+        return whole
 
 
 def words() -> list[str]:

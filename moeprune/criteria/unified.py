@@ -17,9 +17,15 @@ def score(statistics: Statistics, *, b: int = 1, a: int = 1, c: int = 1) -> Floa
 
     Good for exploring the family: the named members are its special cases.
     """
+    check({"b": b, "a": a, "c": c})
+    total, count = statistics.moments[..., a, c].sum(0), statistics.count.sum(0)
+    return total / count.where(count > 0, 1) if b else total
+
+
+def check(options: dict[str, int]) -> None:
+    """Raise BadInput for exponents that are none of the family's."""
+    b, a, c = options["b"], options["a"], options["c"]
     if b not in (0, 1) or a not in (0, 1, 2) or c not in (0, 1, 2):
         raise BadInput(f"score.options: exponents b={b}, a={a}, c={c}: b is 0 or 1, a and c are 0, 1 or 2")
     if (b, a, c) == (1, 0, 0):
         raise BadInput("score.options: b=1, a=0, c=0 scores every expert alike: set a or c to 1 or 2, or b to 0")
-    total, count = statistics.moments[..., a, c].sum(0), statistics.count.sum(0)
-    return total / count.where(count > 0, 1) if b else total

@@ -10,10 +10,11 @@ A rule is one function `select` whose positional parameters say what it reads; i
     keep, routing           how many experts stay in each layer, and what the router demands of them
 
 It returns the experts each layer keeps, [L, keep], ascending. Keyword-only parameters are the recipe's `mask.options`.
-A constant `SUMS` names the groups of `observe.sums` the rule needs beside core.
+A constant `SUMS` names the groups of `observe.sums` the rule needs beside core. A function `check(keep, routing,
+corpora, options)`, if there is one, refuses before any work what `select` would refuse.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from moeprune import options
 from moeprune.errors import known_word
+from moeprune.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Rule:
     def module(self) -> str:
         """The full name of its module."""
         return f"{__name__}.{self.word}"
+
+    def check(self, keep: int, routing: Routing, corpora: Sequence[str], given: dict[str, Any]) -> None:
+        """Raise BadInput if the rule cannot do what is asked; nothing is computed, `corpora` are names."""
+        routing.check(keep)
+        if refuse := getattr(import_module(self.module), "check", None):
+            refuse(keep, routing, corpora, self.options(given))
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """All options with their values; BadInput for an unknown one or one of another type."""

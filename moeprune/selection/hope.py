@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import combinations, product
 from math import comb
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
@@ -42,7 +43,7 @@ def select(
     Good for high ratios on models where experts are often chosen together: it counts what a pair contributes, which
     scores of single experts cannot.
     """
-    routing.check(keep)
+    check(keep, routing, [], {"exact_up_to": exact_up_to})
     whole = pooled(statistics)
     together = whole.sum_of("pair_count")
     joint = whole.sum_of("pair_contribution") / together.where(together > 0, 1)
@@ -57,14 +58,20 @@ def select(
     return kept.nonzero()[:, 1].reshape(-1, keep)
 
 
+def check(keep: int, routing: Routing, corpora: Sequence[str], options: dict[str, Any]) -> None:
+    """Raise BadInput for what `select` cannot do, before any work."""
+    routing.check(keep)
+    sets = comb(routing.experts // routing.groups, keep // routing.groups) ** routing.groups
+    if routing.experts <= options["exact_up_to"] and sets > SUBSETS:
+        raise BadInput(
+            f"mask.options.exact_up_to: {routing.experts - keep} of {routing.experts} experts can be removed in more "
+            f"than {SUBSETS} ways: set it below the number of experts"
+        )
+
+
 def exact(joint: Float64[Tensor, "L E E"], n: int, groups: int) -> Int64[Tensor, "L n"]:
     """The n experts, n / groups of each group, with the smallest sum of F over all pairs of them, in each layer."""
     size = joint.shape[-1] // groups
-    if comb(size, n // groups) ** groups > SUBSETS:
-        raise BadInput(
-            f"mask.options.exact_up_to: {n} of {joint.shape[-1]} experts can be removed in more than {SUBSETS} ways: "
-            "set it below the number of experts"
-        )
     parts = [combinations(range(g * size, (g + 1) * size), n // groups) for g in range(groups)]
     sets = torch.tensor([sum(chosen, ()) for chosen in product(*parts)], dtype=torch.int64, device=joint.device)
     p = joint.new_zeros(len(sets), joint.shape[-1]).scatter_(1, sets, 1)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int64
@@ -16,6 +16,9 @@ from moeprune.errors import BadInput, known_word
 from moeprune.reconstruction import LayerLoss, batches
 from moeprune.routing import Routing
 from moeprune.schema import Plan
+
+MOST = 1_000_000
+"""Most subsets of a layer that are tried one by one."""
 
 Search = Literal["auto", "exhaustive", "greedy", "sampled"]
 Loss = Callable[[Sequence[int]], float]
@@ -54,19 +57,14 @@ def select(
     `corpus` names the one to use ("": all, as one); `tokens` is the number used of each (0: all). A layer takes
     8 T (E + 1)^2 bytes for T tokens. `progress` is told each layer; its loss goes to the log.
 
-    Raises BadInput for a corpus there is none of, a `keep` the router cannot work with, "greedy" with a group-limited
-    router, or a family whose layers cannot be run by themselves.
+    Raises BadInput for more than `MOST` subsets to try, a corpus there is none of, a `keep` the router cannot work
+    with, "greedy" with a group-limited router, or a family whose layers cannot be run by themselves.
 
     Good for few experts, where every subset can be tried: on Mixtral-8x7B the paper keeps more accuracy than frequency
     and random choice do. It is the one method here that sees what rerouting does.
     """
-    if corpus:
-        known_word(corpus, corpora, "mask.options.corpus:")
-    if subsets < 1 or tokens < 0:
-        raise BadInput(f"mask.options: subsets is {subsets} and tokens {tokens}: give at least 1 and 0")
-    if not corpora:
-        raise BadInput("mask.selection: 'reconstruction' runs the model on text: name corpora in calibrate.corpora")
-    routing.check(keep)
+    options = {"form": form, "search": search, "subsets": subsets, "corpus": corpus, "tokens": tokens, "seed": seed}
+    check(keep, routing, list(corpora), options)
     chosen = [corpora[corpus]] if corpus else list(corpora.values())
     random = torch.Generator().manual_seed(seed)
     kept: dict[int, tuple[int, ...]] = {}
@@ -83,6 +81,32 @@ def select(
     return torch.tensor(list(kept.values()))
 
 
+def check(keep: int, routing: Routing, corpora: Sequence[str], options: dict[str, Any]) -> None:
+    """Raise BadInput for what `select` cannot do, before a model is loaded; `corpora` are names."""
+    routing.check(keep)
+    if options["corpus"]:
+        known_word(options["corpus"], corpora, "mask.options.corpus:")
+    if options["subsets"] < 1 or options["tokens"] < 0:
+        raise BadInput("mask.options: give at least 1 as subsets and 0 as tokens")
+    if not corpora:
+        raise BadInput("mask.selection: 'reconstruction' runs the model on text: name corpora in calibrate.corpora")
+    if options["search"] == "greedy" and routing.groups > 1:
+        raise BadInput(
+            f"mask.options.search: 'greedy' removes one expert at a time, but the router has {routing.groups} "
+            "groups, which must lose equally many: choose 'sampled'"
+        )
+    if options["search"] == "exhaustive" and number_of_subsets(keep, routing) > MOST:
+        raise BadInput(
+            f"mask.options.search: 'exhaustive' would try {number_of_subsets(keep, routing):.3g} subsets of each "
+            f"layer, more than {MOST}: choose 'greedy' or 'sampled'"
+        )
+
+
+def number_of_subsets(keep: int, routing: Routing) -> int:
+    """How many subsets of `keep` experts take equally many of each group."""
+    return comb(routing.experts // routing.groups, keep // routing.groups) ** routing.groups
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search came to: the experts kept, their loss, how many subsets were tried, and by which search."""
@@ -94,17 +118,11 @@ class Found:
 
 
 def best(loss: Loss, routing: Routing, keep: int, search: Search, subsets: int, random: torch.Generator) -> Found:
-    """Search one layer; BadInput for "greedy" with a group-limited router."""
-    size, each = routing.experts // routing.groups, keep // routing.groups
+    """Search one layer."""
     if search == "auto":
-        few = comb(size, each) ** routing.groups <= subsets
+        few = number_of_subsets(keep, routing) <= subsets
         search = "exhaustive" if few else "greedy" if routing.groups == 1 else "sampled"
     if search == "greedy":
-        if routing.groups > 1:
-            raise BadInput(
-                f"mask.options.search: 'greedy' removes one expert at a time, but the router has {routing.groups} "
-                "groups, which must lose equally many: choose 'sampled'"
-            )
         return _greedy(loss, routing.experts, keep)
     tried = dict.fromkeys(_drawn(routing, keep, subsets, random)) if search == "sampled" else _all(routing, keep)
     losses = {kept: loss(kept) for kept in tried}

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from itertools import cycle
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float64, Int64
@@ -49,11 +49,8 @@ def select(
         raise ValueError("scores contain NaN: they cannot be ordered")
     if (candidate is None) != (fill == "mean-score"):
         raise ValueError(f"fill '{fill}' and its candidate do not fit together")
-    if protected is not None and protected < 0:
-        raise BadInput(f"mask.options.protected: {protected} experts to protect: give 0 or more")
-    if (fill_corpus or fill_tokens) and fill == "mean-score":
-        raise BadInput("mask.options: only the fill reconstruction uses fill_corpus and fill_tokens: set fill")
-    routing.check(keep)
+    options = {"protected": protected, "fill": fill, "fill_corpus": fill_corpus, "fill_tokens": fill_tokens}
+    check(keep, routing, [], options)
     share, size = keep // routing.groups, routing.experts // routing.groups
     wanted = routing.experts // 3 if protected is None else protected
     budget = min(-(-wanted // routing.groups), share)
@@ -70,6 +67,15 @@ def select(
             turns = _in_turn([_descending(row, group) for row in rows], budget)
             kept += sorted(sorted(group, key=lambda e: (e in turns, e in filled, mean[e], e))[-share:])
     return torch.tensor(kept).reshape(-1, keep)
+
+
+def check(keep: int, routing: Routing, corpora: Sequence[str], options: dict[str, Any]) -> None:
+    """Raise BadInput for what `select` cannot do, before any work."""
+    routing.check(keep)
+    if options["protected"] is not None and options["protected"] < 0:
+        raise BadInput(f"mask.options.protected: {options['protected']} experts to protect: give 0 or more")
+    if (options["fill_corpus"] or options["fill_tokens"]) and options["fill"] == "mean-score":
+        raise BadInput("mask.options: only the fill reconstruction uses fill_corpus and fill_tokens: set fill")
 
 
 def _descending(scores: Sequence[float], group: range) -> list[int]:

@@ -87,6 +87,9 @@ def test_run_weight_sparsity_keeps_every_expert_and_zeroes_half_of_each(pattern:
     assert len(experts) == 3 * sample.EXPERTS * sample.LAYERS
     assert all((tensor == 0).float().mean() == 0.5 for tensor in experts.values())
     assert not any((tensor == 0).all() for tensor in tensors.values() if tensor.dim() > 1)
+    mask = json.loads((folder_of(project, answer, "mask") / "mask.json").read_text())
+    read = "observe" if order == "as_printed" else "calibrate"
+    assert mask["statistics"] == [manifest_of(project, answer, f"{read} {name}")["digest"] for name in sample.CORPORA]
     sizes = facts["sizes"]
     assert sizes["zeros"] == sum(int((tensor == 0).sum()) for tensor in experts.values())
     assert sizes["zstd_bytes"] < sizes["dense_bytes"] == facts["bytes"]
@@ -98,7 +101,8 @@ def test_run_wanda_and_moe_pruner_differ_only_by_the_gate(project, run):
     gated = run("params/quick.yaml", "score.criterion=moe_pruner", *changes)
     plain = run("params/quick.yaml", "score.criterion=wanda", *changes)
     assert gated.keys["observe wiki"] == plain.keys["observe wiki"]
-    assert gated.keys["prune"] != plain.keys["prune"]
+    digests = [manifest_of(project, answer, "prune")["digest"] for answer in (gated, plain)]
+    assert digests[0] != digests[1], "the gate made no difference"
 
 
 @pytest.mark.parametrize(
@@ -154,13 +158,26 @@ def test_run_expert_skipping_is_measured_beside_the_pruned_model(project, run):
         (["mask.options={fill: x}"], "mask.options"),
         (["mask.order=sequential"], "mask.order is for mask.sparsity"),
         (["score.super_experts=some"], "score.super_experts"),
+        (["score.gate_mode=softmax_topk"], "observe.gate_modes: score.gate_mode is softmax_topk"),
+        (["mask.selection=hope", "observe.sums=[pairs]", "score.combine=mean"], "score.combine: selection 'hope' does"),
+        (["mask.selection=tb_coverage", "score.weights={wiki: 1, code: 2}"], "with selection 'tb_coverage' does not"),
+        (["score.criterion=aimer", "score.combine=rank"], "score.combine: criterion 'aimer' does not read it"),
+        (
+            ["score.criterion=wanda", "mask.sparsity=0.5", "observe.sums=[inputs]", "score.super_experts=all"],
+            "score.super_experts: criterion 'wanda' does not read it",
+        ),
+        (["score.criterion=unified", "score.options={b: 1, a: 0, c: 0}"], "scores every expert alike"),
+        (["mask.selection=tb_coverage", "mask.options={protected: -1}"], "mask.options.protected"),
+        (["mask.selection=reconstruction", "mask.options={corpus: wikipedia}"], "did you mean 'wiki'"),
+        (["score.criterion=aimer", "calibrate=null", "score.super_experts=all"], "score.super_experts needs a calib"),
+        (["score.criterion=moe_pruner", 'mask.sparsity="3:5"', "observe.sums=[inputs]"], "3:5 does not fit rows of 32"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_run_what_does_not_go_together_is_refused_in_one_line(changes: list[str], words: str, project, moeprune):
     answer = moeprune("run", "params/quick.yaml", *(word for change in changes for word in ("--set", change)))
     assert answer.status == 2 and words in answer.err and len(answer.err.splitlines()) == 1, answer.err
-    assert not (project / ".moeprune/score").exists()
+    assert not (project / ".moeprune/calibrate").exists()
 
 
 def test_score_and_mask_from_sums_need_no_model(project, run, monkeypatch):

@@ -1,9 +1,13 @@
 """Recipes: changes from the command line, and sweeps."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
 from flows.recipe import expand, parse_recipe, read_recipe, to_yaml
+from flows.sweep_table import Row, told_apart, without_seeds
+from moeprune.errors import BadInput
 from tasks.mask import BUDGETS
 
 BASE = {
@@ -21,9 +25,9 @@ def recipe(tmp_path):
 
 
 def test_read_recipe_changes_are_yaml_values(recipe):
-    changes = ("calibrate.seed=3", "score.options={b: 2}", "score.criterion=unified", "observe.sums=[pairs]")
+    changes = ("calibrate.seed=3", "score.options={b: 0}", "score.criterion=unified", "observe.sums=[pairs]")
     read = read_recipe(recipe, changes)
-    assert (read.calibrate.seed, read.score.options, read.score.criterion) == (3, {"b": 2}, "unified")
+    assert (read.calibrate.seed, read.score.options, read.score.criterion) == (3, {"b": 0}, "unified")
     assert read.observe.sums == ("core", "pairs")
 
 
@@ -92,3 +96,29 @@ def test_read_recipe_sparsity_takes_the_place_of_a_ratio(recipe):
     changes = ("mask.sparsity=0.5", "score.criterion=wanda", "observe.sums=[inputs]")
     read = read_recipe(recipe, changes)
     assert read.mask.ratio is None and read.mask.sparsity == 0.5 and read.sparse
+
+
+@pytest.mark.parametrize("variants", [None, {"score": {}}, [None], ["wanda"]], ids=str)
+def test_expand_variants_that_are_no_list_of_sections_are_refused(variants):
+    with pytest.raises(BadInput, match="variants: give a list of sections"):
+        list(expand(BASE | {"variants": variants}))
+
+
+def test_table_of_a_sweep_tells_recipes_apart_that_differ_in_more_than_seeds():
+    def row(**score: object) -> Row:
+        recipe = parse_recipe(BASE | {"score": {"criterion": "reap", **score}}, "sweep")
+        delta = {"log_perplexity/wiki": {"value": 0.1, "stderr": 0.01, "n": 3}}
+        return Row("25%", recipe.method, without_seeds(recipe), False, delta, 1, 1.0)
+
+    seeds = [
+        parse_recipe(BASE | {"score": {"criterion": "uniform_random", "options": {"seed": s}}}, "") for s in (0, 1)
+    ]
+    assert without_seeds(seeds[0]) == without_seeds(seeds[1])
+    alike = told_apart([row(), row()])
+    assert [found.method for found in alike] == ["reap", "reap"]
+    corpora = parse_recipe(BASE | {"calibrate": BASE["calibrate"] | {"tokens": 64}}, "sweep")
+    other = replace(row(), recipe=without_seeds(corpora))
+    assert [found.method for found in told_apart([row(), other])] == [
+        "reap calibrate.tokens=32768",
+        "reap calibrate.tokens=64",
+    ]

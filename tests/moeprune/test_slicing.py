@@ -11,7 +11,7 @@ from moeprune.checkpoint import open_checkpoint
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from moeprune.schema import Axis, Plan, read_plan
-from moeprune.slicing import positions, routed_without, sliced, whole_numbers
+from moeprune.slicing import routed_without, sliced, whole_numbers
 from moeprune.surgery import prune_checkpoint
 
 TOLERANCE = 1e-5
@@ -121,9 +121,9 @@ def test_sliced_without_experts_routes_alike_and_copies_no_expert(family):
 
 
 def test_positions_follow_blocks_of_rows_and_keep_the_rows_of_no_expert():
-    assert positions(Axis(0, 1, 0), (1, 3), 4).tolist() == [1, 3]
-    assert positions(Axis(0, 3, 0), (0, 2), 4).tolist() == [0, 1, 2, 6, 7, 8]
-    assert positions(Axis(0, 1, 2), (1, 2), 4).tolist() == [1, 2, 4, 5]  # two shared experts come last
+    assert Axis(0, 1, 0).positions((1, 3), 4).tolist() == [1, 3]
+    assert Axis(0, 3, 0).positions((0, 2), 4).tolist() == [0, 1, 2, 6, 7, 8]
+    assert Axis(0, 1, 2).positions((1, 2), 4).tolist() == [1, 2, 4, 5]  # two shared experts come last
 
 
 @every_family

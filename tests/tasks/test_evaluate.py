@@ -391,7 +391,7 @@ def test_evaluate_key_counts_the_data_of_twins_and_lm_evals_definition(workshop,
         before,
         changed,
     )
-    monkeypatch.setattr("tasks.suites.digest", lambda name: "another release of lm-eval")
+    monkeypatch.setattr("tasks.suites.digest", lambda paths: "another release of lm-eval")
     assert step_of(workshop, given, "base", workshop.base).key not in (before, changed)
 
 

@@ -93,14 +93,14 @@ def test_digest_counts_what_lm_eval_would_read(tmp_path, monkeypatch):
     for name, text in {**texts, "other.yaml": "task: u\n"}.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(suites, "files", lambda name: [tmp_path / "task.yaml"])
-    before = suites.digest("any")
+    before = suites.digest(suites.files("any"))
     (tmp_path / "other.yaml").write_text("task: changed\n")
-    assert suites.digest("any") == before
+    assert suites.digest(suites.files("any")) == before
     for name, text in texts.items():
         (tmp_path / name).write_text(text + "\n# changed\n")
-        assert suites.digest("any") != before, name
+        assert suites.digest(suites.files("any")) != before, name
         (tmp_path / name).write_text(text)
-    assert suites.digest("any") == before
+    assert suites.digest(suites.files("any")) == before
 
 
 def tasks_of(name: str) -> dict[str, Any]:
