@@ -152,7 +152,9 @@ def _check_sections(recipe: Recipe, where: str) -> None:
             )
         )
     if recipe.uses_corpora and recipe.calibrate is None:
-        raise BadInput(f"{where}: calibrate: {_user_of_corpora(recipe)} needs a calibration corpus: add the section")
+        user = _user_of_corpora(recipe)
+        other = ", or choose a weight-only criterion such as aimer" if user.startswith("criterion") else ""
+        raise BadInput(f"{where}: calibrate: {user} needs a calibration corpus: add the section{other}")
     if unread := next(_unread(recipe), None):
         reader = f"criterion '{criterion.word}'" if recipe.uses_scores or recipe.sparse else f"selection '{rule.word}'"
         if recipe.uses_scores and rule.word != "uniform":
@@ -190,7 +192,7 @@ def _unread(recipe: Recipe) -> Iterator[str]:
 def _user_of_corpora(recipe: Recipe) -> str:
     criterion, rule = recipe.score.found, recipe.mask.rule
     if recipe.sparse or (recipe.uses_scores and criterion.reads == "statistics"):
-        return f"criterion '{criterion.word}' (weight-only ones, such as aimer, do not)"
+        return f"criterion '{criterion.word}'"
     if recipe.uses_scores and recipe.score.super_experts is not None:
         return "score.super_experts"
     if not recipe.uses_scores or recipe.mask.candidate is not None:
