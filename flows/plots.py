@@ -23,9 +23,8 @@ def sweep(measured: Iterable[tuple[str, str, dict[str, dict[str, Any]]]], path: 
     metrics = [name for name in rows[0][2] if name.startswith("log_perplexity/") or name.endswith("/acc")]
     budgets = sorted({budget for budget, _, _ in rows})
     criteria = _by_damage(rows, metrics)
-    figure, panels = plt.subplots(
-        1, len(metrics), figsize=(2.6 * len(metrics) + 1.6, 0.34 * len(criteria) + 1.6), sharey=True, squeeze=False
-    )
+    tall = 0.34 * len(criteria) + 1.6
+    figure, panels = plt.subplots(1, len(metrics), figsize=(2.6 * len(metrics) + 1.6, tall), sharey=True, squeeze=False)
     for panel, metric in zip(panels[0], metrics, strict=True):
         for number, (budget, colour, marker) in enumerate(
             zip(budgets, (BLUE, ORANGE, GREY, "black"), "os^D", strict=False)
@@ -55,7 +54,7 @@ def sweep(measured: Iterable[tuple[str, str, dict[str, dict[str, Any]]]], path: 
         unique.values(), unique.keys(), loc="lower center", ncols=len(unique), fontsize=8, frameon=False,
         title="paired against the unpruned model, 95% intervals; bands: range of the random draws", title_fontsize=8,
     )  # fmt: skip
-    figure.tight_layout(rect=(0, 0.11, 1, 1))
+    figure.tight_layout(rect=(0, 0.55 / tall, 1, 1))  # room for the legend
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
