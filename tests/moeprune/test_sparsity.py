@@ -3,8 +3,6 @@
 import shutil
 from dataclasses import replace
 from fractions import Fraction
-from functools import lru_cache
-from pathlib import Path
 
 import pytest
 import tiny
@@ -34,19 +32,6 @@ from moeprune.weight_masks import parse_pattern
 
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 some_families = pytest.mark.parametrize("family", SOME)
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """A folder with the stock checkpoint of a family: not to be changed."""
-
-    @lru_cache
-    def save(family: str) -> Path:
-        folder = tmp_path_factory.mktemp(family)
-        tiny.shared_model(family).save_pretrained(folder)
-        return folder
-
-    return save
 
 
 def sizes_of(checkpoint, pattern):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -21,19 +20,6 @@ ONE_FILE = 10**9
 TOLERANCE = 1e-5
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 IDS = torch.stack(tiny.token_ids(24, 24))
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """A folder with the stock checkpoint of a family: not to be changed."""
-
-    @lru_cache
-    def save(family: str) -> Path:
-        folder = tmp_path_factory.mktemp(family)
-        tiny.shared_model(family).save_pretrained(folder)
-        return folder
-
-    return save
 
 
 def plan_of(folder: Path) -> Plan:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -19,19 +18,6 @@ from moeprune.surgery import write_checkpoint
 from moeprune.trained import trained_contents
 
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A folder with the stock checkpoint of a family: not to be changed."""
-
-    @lru_cache
-    def save(family: str) -> Path:
-        folder = tmp_path_factory.mktemp(family)
-        tiny.shared_model(family).save_pretrained(folder)
-        return folder
-
-    return save
 
 
 def with_weights(source: Path, target: Path, weights: dict[str, Tensor]) -> Path:
