@@ -1,6 +1,7 @@
 """Plans: the chain looked up in the store instead of run."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do, the bytes it may write, and the bytes of weights it holds in memory at once."""
+    """What a run would do, the bytes it may write, and the bytes of weights it holds in memory at once.
+
+    `training` are those of distilling: both models, gradients and two moments of each parameter.
+    """
 
     stages: list[Planned]
     disk: int | None
     memory: int | None
+    training: int | None = None
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -53,7 +58,11 @@ def make_plan(recipe: Recipe) -> Plan:
     checkpoint = open_checkpoint(sources.model.folder)
     trusted = recipe.download.trust_remote_code
     plan = read_plan(read_config(checkpoint.folder, trusted), trusted)
-    return Plan(stages, disk_needed(recipe, checkpoint, plan, sources.keep), checkpoint.weight_bytes)
+    training = None
+    if recipe.distill is not None:
+        parameters = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+        training = 5 * parameters * (4 if recipe.distill.dtype == "float32" else 2)
+    return Plan(stages, disk_needed(recipe, checkpoint, plan, sources.keep), checkpoint.weight_bytes, training)
 
 
 def reason(step: Step, store: Store) -> str:

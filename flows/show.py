@@ -183,6 +183,8 @@ def plan(result: Plan) -> None:
             f"at most {size(result.disk)}B would be written to the store; the weights take "
             f"{size(result.memory)}B of memory as stored, twice that in float32 if they are bfloat16"
         )
+        if result.training is not None:
+            console.print(f"distilling takes at most {size(result.training)}B for both models, gradients and moments")
 
 
 def runs(found: list[Recorded]) -> None:

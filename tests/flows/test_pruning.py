@@ -276,6 +276,9 @@ def test_plan_tells_disk_and_memory(done, moeprune):
         for line, before in ((out, "at most "), (out, "the weights take "))
     )
     assert disk > kept and memory == pytest.approx(stored, rel=0.1)
+    distilling = moeprune("plan", "params/quick.yaml", "--set", "distill={epochs: 1}").out
+    training = float(distilling.split("distilling takes at most ")[1].split(" MB")[0]) * 1e6
+    assert training == pytest.approx(5 * stored, rel=0.1), "two float32 models, gradients and two moments"
 
 
 # runs
