@@ -1,15 +1,17 @@
 """Recipes: changes from the command line, and sweeps."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
-from flows.recipe import expand, parse_recipe, read_recipe, to_yaml
+from flows.recipe import expand, parse_recipe, read_recipe, read_yaml, to_yaml
 from flows.sweep_table import Row, told_apart, without_seeds
 from moeprune.errors import BadInput
 from tasks.mask import BUDGETS
 
+PARAMS = Path(__file__).parents[2] / "params"
 BASE = {
     "download": {"source": "model"},
     "calibrate": {"corpora": [{"name": "wiki", "source": "a"}, {"name": "code", "source": "b"}]},
@@ -43,6 +45,11 @@ def test_to_yaml_is_the_same_recipe_with_every_default(recipe):
     written = yaml.safe_load(to_yaml(read))
     assert parse_recipe(written, "again") == read
     assert written["observe"]["sums"] == ["core", "vectors"] and written["runtime"]["batch_size"] == 16
+
+
+@pytest.mark.parametrize("path", sorted(PARAMS.glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_that_come_with_the_project_are_valid(path):
+    assert [parse_recipe(one, path.name) for one in expand(read_yaml(path))]
 
 
 def test_expand_recipe_without_lists_is_one():
