@@ -1,9 +1,9 @@
-"""Checkpoints as files: safetensors shards read by their headers, verified, hashed, sliced; no model is built."""
+"""Checkpoints as files: safetensors shards read by their headers, verified and hashed; no model is built."""
 
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,18 +31,25 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "F8_E8M0": torch.float8_e8m0fnu,
+    "F4": torch.float4_e2m1fn_x2,  # two numbers a byte: torch's last dimension is half that of the file
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -77,10 +84,15 @@ class Checkpoint:
 
     @property
     def files(self) -> list[str]:
-        """Names of the files that make up the checkpoint: config, weights, index, tokenizer, generation config."""
-        others = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if (self.folder / name).is_file()]
+        """Names of the files that make up the checkpoint: `small_files`, weights and their index."""
         index = [INDEX] if (self.folder / INDEX).is_file() and SINGLE not in self.weight_files else []
-        return sorted(self.weight_files + others + index)
+        return sorted(self.weight_files + self.small_files + index)
+
+    @property
+    def small_files(self) -> list[str]:
+        """Names of the files beside the weights: config, tokenizer, generation config, and code the config names."""
+        stock = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if (self.folder / name).is_file()]
+        return stock + (sorted(path.name for path in self.folder.glob("*.py")) if "auto_map" in self.config else [])
 
     @property
     def weight_bytes(self) -> int:
@@ -144,6 +156,11 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
         raise BadInput(
             f"download.source: {path} has {size} bytes where its header says {8 + length + end}: download it again"
         )
+    if unknown := [name for name, entry in header.items() if entry["dtype"] not in DTYPES]:
+        raise BadInput(
+            f"download.source: {path} holds {unknown[0]} as {header[unknown[0]]['dtype']}, a type that torch does not "
+            "have: give a checkpoint in another precision"
+        )
     return {
         name: TensorInfo(
             path.name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0]
@@ -171,6 +188,8 @@ def refuse_non_finite(path: Path) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype == torch.float4_e2m1fn_x2:  # can be nothing else, and cannot be added up
+        return True
     # The sum of absolute values is one pass without a boolean copy of the tensor.
     wide = tensor.float() if tensor.element_size() == 1 else tensor
     return bool(wide.abs().sum(dtype=torch.float64).isfinite())
@@ -179,23 +198,3 @@ def _is_finite(tensor: Tensor) -> bool:
 def digest_of(hashes: Mapping[str, str]) -> str:
     """A checkpoint's identity: sha256 over its sorted {file name: sha256}."""
     return hashlib.sha256(json.dumps(dict(sorted(hashes.items()))).encode()).hexdigest()
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, TensorInfo], values: Iterator[Tensor]) -> None:
-    """Write tensors one after another, holding one at a time; `values` come in the order of `tensors`.
-
-    The library's `save_file` would hold a whole shard in memory.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, info in tensors.items():
-        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [offset, offset + info.bytes]}
-        offset += info.bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for (name, info), value in zip(tensors.items(), values, strict=True):
-            if tuple(value.shape) != info.shape or value.dtype != _DTYPES[info.dtype]:
-                raise ValueError(f"{name} became {tuple(value.shape)} {value.dtype}, planned was {info}")
-            value.contiguous().reshape(-1).view(torch.uint8).numpy().tofile(file)

@@ -89,7 +89,7 @@ class Distillation:
             for _ in range(settings.epochs)
             for batch in torch.randperm(len(self.blocks), generator=order).split(settings.batch_size)
         ]
-        matrices = [p for pair in self.pairs.student.values() for p in pair.module.parameters() if p.dim() == 3]
+        matrices = [p for pair in self.pairs.student.values() for p in pair.experts.module.parameters() if p.dim() == 3]
         self.held = [(matrix, matrix == 0) for matrix in matrices] if hold_zeros else []
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=0.0)
         self.curve: list[Point] = []

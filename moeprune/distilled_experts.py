@@ -6,14 +6,13 @@ f_e(x_t), not multiplied by the gate; a layer's output is put together again fro
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moeprune.errors import BadInput
-from moeprune.interface import experts_modules, in_place, own_experts
+from moeprune.interface import Experts, experts_of, in_place
 
 
 class ExpertPairs:
@@ -26,19 +25,18 @@ class ExpertPairs:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, kept: Mapping[int, Sequence[int]] | None) -> None:
-        whole: dict[int, Any] = {**experts_modules(teacher)}  # transformers modules, whose attributes are not typed
-        less: dict[int, Any] = {**experts_modules(student)}
+        whole, less = experts_of(teacher), experts_of(student)
         _check(whole, less, kept)
-        self.teacher = {layer: TeacherLayer(module) for layer, module in whole.items()}
+        self.teacher = {layer: TeacherLayer(experts) for layer, experts in whole.items()}
         self.student = {
-            layer: StudentLayer(module, self.teacher[layer], kept[layer] if kept else range(module.num_experts))
-            for layer, module in less.items()
+            layer: StudentLayer(experts, self.teacher[layer], kept[layer] if kept else range(experts.count))
+            for layer, experts in less.items()
         }
         self._undo = ExitStack()
 
     def __enter__(self) -> "ExpertPairs":
         both: list[TeacherLayer | StudentLayer] = [*self.teacher.values(), *self.student.values()]
-        self._undo.enter_context(in_place({layer.module: layer.run for layer in both}))
+        self._undo.enter_context(in_place({layer.experts: layer.run for layer in both}))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,32 +55,32 @@ class ExpertPairs:
 class TeacherLayer:
     """A layer of the teacher, which remembers what entered its experts."""
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
+    def __init__(self, experts: Experts) -> None:
+        self.experts = experts
         self.hidden: Float[Tensor, "T D"] | None = None
 
     def run(self, hidden: Tensor, expert: Tensor, gate: Tensor) -> Tensor:
         """The layer's own output [T, D]."""
         self.hidden = hidden
         # Not the library's own sum: where nothing differs, a student's output must be equal to the last bit.
-        return _together(_outputs(self.module, hidden, expert), gate)
+        return _together(_outputs(self.experts, hidden, expert, gate), gate)
 
 
 class StudentLayer:
     """A layer of the student, which remembers how far its experts were from the teacher's on the tokens it chose."""
 
-    def __init__(self, module: Any, teacher: TeacherLayer, kept: Sequence[int]) -> None:
-        self.module, self.teacher = module, teacher
-        self.kept = torch.tensor(kept, device=next(module.parameters()).device)
+    def __init__(self, experts: Experts, teacher: TeacherLayer, kept: Sequence[int]) -> None:
+        self.experts, self.teacher = experts, teacher
+        self.kept = torch.tensor(kept, device=next(experts.module.parameters()).device)
         self.seen: tuple[Float[Tensor, "T K"], Int[Tensor, "T K"], Bool[Tensor, "T K"]] | None = None
 
     def run(self, hidden: Tensor, expert: Tensor, gate: Tensor) -> Tensor:
         """The layer's own output [T, D]."""
         if self.teacher.hidden is None:
             raise RuntimeError("the teacher must read a batch before the student does")
-        rows = _outputs(self.module, hidden, expert)
+        rows = _outputs(self.experts, hidden, expert, gate)
         with torch.no_grad():
-            wanted = _outputs(self.teacher.module, self.teacher.hidden, self.kept[expert])
+            wanted = _outputs(self.teacher.experts, self.teacher.hidden, self.kept[expert], gate)
         self.teacher.hidden = None
         # zaya writes "skip" as (expert 0, gate 0): no visit.
         self.seen = (rows.float() - wanted.float()).square().mean(-1), expert, gate != 0
@@ -97,11 +95,13 @@ class StudentLayer:
         assert self.seen is not None
         (distance, expert, visited), self.seen = self.seen, None
         counted = visited & valid[:, None]
-        tokens = torch.bincount(expert[counted], minlength=self.module.num_experts)
+        tokens = torch.bincount(expert[counted], minlength=self.experts.count)
         return (distance * (counted / tokens.clamp_min(1)[expert])).sum()
 
 
-def _outputs(module: Any, hidden: Float[Tensor, "T D"], expert: Int[Tensor, "T K"]) -> Float[Tensor, "T K D"]:
+def _outputs(
+    experts: Experts, hidden: Float[Tensor, "T D"], expert: Int[Tensor, "T K"], gate: Float[Tensor, "T K"]
+) -> Float[Tensor, "T K D"]:
     """f_e(x_t) of each token for each of its experts.
 
     By the grouped implementation on every device: the gradient of the plain loop, which is the fastest on a CPU without
@@ -109,17 +109,17 @@ def _outputs(module: Any, hidden: Float[Tensor, "T D"], expert: Int[Tensor, "T K
     """
     tokens, slots = expert.shape
     repeated = hidden[:, None].expand(-1, slots, -1).reshape(tokens * slots, -1)
-    one = torch.ones(tokens * slots, 1, dtype=hidden.dtype, device=hidden.device)
-    return own_experts(module, repeated, expert.reshape(-1, 1), one, grouped=True).reshape(tokens, slots, -1)
+    rows = experts.outputs(repeated, expert.reshape(-1), gate.reshape(-1), grouped=True)
+    return rows.reshape(tokens, slots, -1)
 
 
 def _together(rows: Float[Tensor, "T K D"], gate: Float[Tensor, "T K"]) -> Float[Tensor, "T D"]:
     return (rows * gate[..., None]).sum(1).to(rows.dtype)
 
 
-def _check(whole: Mapping[int, Any], less: Mapping[int, Any], kept: Mapping[int, Sequence[int]] | None) -> None:
-    base = {layer: module.num_experts for layer, module in whole.items()}
-    pruned = {layer: module.num_experts for layer, module in less.items()}
+def _check(whole: Mapping[int, Experts], less: Mapping[int, Experts], kept: Mapping[int, Sequence[int]] | None) -> None:
+    base = {layer: experts.count for layer, experts in whole.items()}
+    pruned = {layer: experts.count for layer, experts in less.items()}
     wanted = {layer: len(experts) for layer, experts in kept.items()} if kept else base
     if pruned != wanted or pruned.keys() != base.keys():
         raise BadInput(

@@ -8,7 +8,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from moeprune.checkpoint import Checkpoint
+from moeprune.configs import quantisation
 from moeprune.errors import BadInput
+from moeprune.quantised import unpacker
 from moeprune.schema import Plan, layer_of
 
 
@@ -16,7 +18,9 @@ from moeprune.schema import Plan, layer_of
 class LayerExperts:
     """Iterating yields, for each expert of one layer in turn, its weight matrices: no router, bias or shared expert.
 
-    Each is 2-D as it lies in the file, and all experts have theirs in the same order.
+    Each is 2-D as it lies in the file, and all experts have theirs in the same order. Quantised ones are given as the
+    numbers they stand for; `plan` must then be that of the file. One expert's matrices are in memory at a time. Raises
+    BadInput if the quantisation is not understood.
     """
 
     checkpoint: Checkpoint
@@ -24,41 +28,52 @@ class LayerExperts:
     layer: int
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        names = sorted(  # an expert may be spread over shards
-            name
-            for name, info in self.checkpoint.tensors.items()
-            if layer_of(name) == self.layer and self.plan.is_expert_weight(name, info.shape)
-        )
+        unpack = unpacker(quantisation(self.checkpoint.config))
+        names: dict[str, list[str]] = {}  # an expert may be spread over shards
+        for name in self.checkpoint.tensors:
+            if layer_of(name) == self.layer and (weight := self.plan.weight_of(name)):
+                names.setdefault(weight, []).append(name)
         for expert in range(self.plan.experts):
-            yield [self._matrix(name, expert) for name in names if self.plan.expert_of(name) in (None, expert)]
+            yield [
+                unpack(weight, {_suffix(name, weight): self._read(name, expert) for name in names[weight]})
+                for weight in sorted(names)
+                if self.plan.expert_of(weight) in (None, expert)
+            ]
 
-    def _matrix(self, name: str, expert: int) -> Tensor:
-        if self.plan.expert_of(name) is not None:
+    def _read(self, name: str, expert: int) -> Tensor:
+        axis = self.plan.axes.get(name)
+        if axis is None:
             return self.checkpoint.read(name)
-        axis = self.plan.axes[name]
         with safe_open(self.checkpoint.folder / self.checkpoint.tensors[name].file, "pt") as file:
             index: list[slice] = [slice(None)] * len(self.checkpoint.tensors[name].shape)
             index[axis.dimension] = slice(expert * axis.rows, (expert + 1) * axis.rows)
             part = file.get_slice(name)[tuple(index)]
-        return part.squeeze(axis.dimension) if part.dim() == 3 else part
+        return part.squeeze(axis.dimension) if axis.rows == 1 else part
+
+
+def _suffix(name: str, weight: str) -> str:
+    """What a tensor's name adds to that of the weight it is part of: x.weight_scale and x.scale to x.weight."""
+    return name.removeprefix(weight) if name.startswith(weight) else name.removeprefix(weight.rpartition(".")[0])
 
 
 def layer_router(checkpoint: Checkpoint, plan: Plan, layer: int) -> Float[Tensor, "E D"]:
     """The router's row for each expert of one layer; rows of what is no routed expert are cut off.
 
-    Raises BadInput if no tensor, or more than one, could be the router.
+    Raises BadInput as `router_of` does.
     """
-    names = [name for name in checkpoint.tensors if layer_of(name) == layer and _is_router(checkpoint, plan, name)]
+    return checkpoint.read(router_of(checkpoint, plan, layer))[: plan.experts]
+
+
+def router_of(checkpoint: Checkpoint, plan: Plan, layer: int) -> str:
+    """The name of the weight of one layer's router. Raises BadInput if no tensor, or more than one, could be it."""
+    names = [
+        name
+        for name, info in checkpoint.tensors.items()
+        if layer_of(name) == layer and plan.is_router(name, info.shape)
+    ]
     if len(names) != 1:
         raise BadInput(
             f"download.source: layer {layer} has {len(names)} tensors that could be its router "
             f"({', '.join(names) or 'none'}): choose a criterion that does not read it"
         )
-    return checkpoint.read(names[0])[: plan.experts]
-
-
-def _is_router(checkpoint: Checkpoint, plan: Plan, name: str) -> bool:
-    axis = plan.axes.get(name)
-    if axis is None or "experts." in name:  # biases of stacked experts have a row for each expert too
-        return False
-    return len(checkpoint.tensors[name].shape) == 2 and (axis.dimension, axis.rows) == (0, 1)
+    return names[0]

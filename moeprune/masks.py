@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 
 from moeprune.errors import BadInput
 
@@ -24,6 +24,11 @@ class Mask:
     def counts(self) -> dict[int, int]:
         """How many experts each layer keeps."""
         return {layer: len(kept) for layer, kept in self.kept.items()}
+
+    @property
+    def uneven(self) -> bool:
+        """Whether layers keep different numbers of experts."""
+        return len(set(self.counts.values())) > 1
 
     def removed(self, layer: int) -> tuple[int, ...]:
         """The experts a layer loses, ascending."""
@@ -60,3 +65,9 @@ def number_kept(ratio: float, experts: int) -> int:
     As in REAP, the number REMOVED is rounded down. Binary floating point would make 0.29 * 100 remove 28.
     """
     return experts - int(Decimal(str(ratio)) * experts)
+
+
+def ratio_kept(keep: int, experts: int) -> str:
+    """The ratio with at most four decimals for which `number_kept` is `keep`."""
+    removed = Decimal(experts - keep) / experts
+    return f"{removed.quantize(Decimal('0.0001'), ROUND_CEILING).normalize():f}"

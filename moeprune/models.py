@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from moeprune import loader
+from moeprune.configs import read_config
 from moeprune.errors import BadInput
+from moeprune.meta import model_class
 
 
 def load_model(
@@ -20,7 +23,9 @@ def load_model(
     missing, left over or of the wrong shape: transformers itself would only warn and draw random ones.
     """
     logging.disable_progress_bar()  # a stage has one of its own
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    uneven = loader.is_uneven(folder)
+    kind = loader.model_class(folder) if uneven else model_class(read_config(folder, trust_remote_code))
+    loaded: Any = kind.from_pretrained(
         folder,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         trust_remote_code=trust_remote_code,

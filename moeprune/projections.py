@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
-from moeprune.interface import experts_modules
+from moeprune.errors import BadInput
+from moeprune.interface import experts_of
+from moeprune.interface.registry import RegistryExperts
+from moeprune.meta import meta_model
 
 Kind = Literal["up", "down"]
 KINDS: tuple[Kind, ...] = ("up", "down")
@@ -45,8 +47,7 @@ def projections(config: Any, trust_remote_code: bool = False) -> dict[str, Proje
     Names on disk and names in memory, since a file may hold either. Biases are none. Raises BadInput for a family
     without transformers' experts interface.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model = meta_model(config, trust_remote_code)
     memory = model.state_dict()
     shapes = _shapes(model, memory)
     found: dict[str, Projection] = {}
@@ -60,13 +61,18 @@ def projections(config: Any, trust_remote_code: bool = False) -> dict[str, Proje
 
 def memory_projections(experts: Any) -> dict[str, Projection]:
     """The projections of a module with transformers' experts interface, by the names of its parameters."""
+    if not RegistryExperts.found_in(experts):
+        raise BadInput(
+            f"download.source: {type(experts).__name__} does not tell which of its weights are projections: weights "
+            "inside its experts cannot be zeroed; remove whole experts instead (mask.ratio)"
+        )
     axis = 1 if experts.is_transposed else 2
     up = "gate_up_proj" if experts.has_gate else "up_proj"
     return {up: Projection("up", axis), "down_proj": Projection("down", axis)}
 
 
 def _one_input_more(model: nn.Module, kind: Kind) -> dict[str, Tensor]:
-    experts = set(experts_modules(model).values())
+    experts = {layer.module for layer in experts_of(model).values()}
     changed: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         for name, projection in memory_projections(module).items() if module in experts else ():

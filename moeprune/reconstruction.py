@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from moeprune.corpus import Corpus
 from moeprune.errors import BadInput
-from moeprune.interface import experts_modules, in_place, own_experts
+from moeprune.interface import experts_of, in_place
 from moeprune.schema import Plan
 from moeprune.slicing import Kept, routed_without, sliced, whole_numbers
 
@@ -61,9 +61,10 @@ class LayerLoss:
         self, model: nn.Module, plan: Plan, layer: int, inputs: Iterable[Batch], earlier: Kept | None = None
     ) -> None:
         self.model, self.plan, self.layer = model, plan, layer
-        self.module = experts_modules(model)[layer]
-        name = next(name for name, module in model.named_modules() if module is self.module)
-        self.block = model.get_submodule(name.rpartition(".")[0])
+        self.experts = experts_of(model)[layer]
+        self.block = self.experts.block
+        if self.experts.gates_input:
+            raise self._unlike("multiplies the input of an expert by its gate")
         self.dense = 0.0
         self.parts = [self._part(input_ids, mask, earlier or {}) for input_ids, mask in inputs]
 
@@ -134,7 +135,7 @@ class LayerLoss:
             found.append(_Routed(hidden, expert, gate))
             raise _Stop
 
-        with in_place({self.module: experts}), suppress(_Stop):
+        with in_place({self.experts: experts}), suppress(_Stop):
             run()
         if not found:
             raise self._unlike("does not call its experts' interface")
@@ -180,7 +181,7 @@ class LayerLoss:
 
     def _ungated(self, hidden: Float[Tensor, "N D"], expert: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """f_e(h), a row of its own for each expert and token."""
-        return own_experts(self.module, hidden, expert[:, None], torch.ones_like(hidden[:, :1]))
+        return self.experts.outputs(hidden, expert, torch.ones_like(hidden[:, 0]))
 
 
 def _norms(square: Float64[Tensor, "N"], lengths: Int64[Tensor, "b"]) -> Float64[Tensor, "b"]:

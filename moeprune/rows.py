@@ -86,5 +86,6 @@ class Rows:
             return values / self.by_token(values).sum(1)[self.token].clamp_min(1e-20)
 
         chosen = self.chosen(probability)
-        apart = float((parts(self.gate) - parts(chosen)).abs().max())
-        return apart + 1e-3 * float((self.gate - chosen).abs().mean())
+        gate = self.gate * (self.expert < self.experts)
+        apart = float((parts(gate) - parts(chosen)).abs().max())
+        return apart + 1e-3 * float((gate - chosen).abs().mean())

@@ -4,27 +4,23 @@ The library's own save path is run on two models whose tensors live on the meta 
 with more. A tensor whose shape differs has an axis of experts; a name only the larger model has belongs to one expert.
 """
 
-import copy
+import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from jaxtyping import Int64
+from torch import Tensor
 
+from moeprune.configs import read_routing, with_expert_count
 from moeprune.errors import BadInput
-from moeprune.routing import Routing
-
-EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "moe_top_k")
-GROUP_KEYS = ("n_group", "num_expert_group")
-NESTED = ("ffn_config", "text_config")
-"""Where configs hide the keys above: dbrx, and the text tower of multimodal models."""
+from moeprune.meta import meta_model, meta_tensors
 
 LAYER = re.compile(r"(?:layers|blocks)\.(\d+)\.")
-ONE_EXPERT = re.compile(r"experts\.(\d+)\.")
+ONE_EXPERT = re.compile(r"(?<![^.])experts\.(\d+)\.")
 
 Shape = tuple[int, ...]
 
@@ -53,11 +49,28 @@ class Plan:
 
     `axes` maps tensor names, those on disk and those in memory, to the dimension along which experts lie.
     `single` holds the names of tensors of one expert, with its number replaced by '#'.
+    `tables` are integer tensors whose values are numbers of experts (deepseek_v4 binds each token to some).
+    `shapes` holds the library's shape of every tensor, by its names on disk and in memory.
+    `blocks` are the prefixes of the names of all that lies in a block with experts.
+    `ignored` are patterns of the names that the library leaves out when it loads, such as prediction heads.
+
+    Of a file (`file_plan.read_file_plan`), `parts` maps the names of tensors that lie beside others, such as scales
+    beside weights, to the names of those, with '#' for numbers of experts; `dropped` are the tensors that pruning
+    leaves out; `counts` are the experts of each layer, if layers hold different numbers: `experts` is the largest.
+
+    In jetmoe one count sizes the experts of the MLP and those of the attention: the same ones leave both.
     """
 
     experts: int
-    axes: dict[str, Axis]
+    axes: Mapping[str, Axis]
     single: frozenset[str]
+    tables: frozenset[str] = frozenset()
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    blocks: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+    counts: Mapping[int, int] = field(default_factory=dict)
 
     def expert_of(self, name: str) -> int | None:
         """The expert a tensor belongs to alone, or None."""
@@ -66,23 +79,45 @@ class Plan:
 
     def is_expert_weight(self, name: str, shape: Shape) -> bool:
         """Whether a tensor holds weight matrices of experts: not a router, a bias or a scale."""
+        if without_number(name) in self.parts:
+            return False
         if self.expert_of(name) is not None:
             return len(shape) == 2
         axis = self.axes.get(name)
         return axis is not None and (len(shape) == 3 or (len(shape) == 2 and axis.rows > 1))
 
-    @property
+    def is_router(self, name: str, shape: Shape) -> bool:
+        """Whether a tensor could be the weight of a router: a row for each expert, outside the experts."""
+        axis = self.axes.get(name)
+        if axis is None or "experts." in name or name in self.parts:
+            return False  # biases of stacked experts have a row for each expert too
+        return len(shape) == 2 and (axis.dimension, axis.rows) == (0, 1)
+
+    def whole_of(self, name: str) -> str:
+        """The tensor of the library's that a tensor of a file is, or is part of where it is quantised."""
+        pattern = self.parts.get(without_number(name))
+        return name if pattern is None else pattern.replace("#", str(self.expert_of(name)))
+
+    def weight_of(self, name: str) -> str | None:
+        """The weight of experts that a tensor of a file holds, or is part of where it is quantised; None if none."""
+        weight = self.whole_of(name)
+        shape = self.shapes.get(weight)
+        return weight if shape is not None and self.is_expert_weight(weight, shape) else None
+
+    @cached_property
     def layers(self) -> list[int]:
         """Numbers of the layers with routed experts, ascending."""
         return sorted({layer for name in [*self.axes, *self.single] if (layer := layer_of(name)) is not None})
 
 
+@lru_cache(1 << 18)  # plans are asked about the same names again and again
 def layer_of(name: str) -> int | None:
     """The number of the decoder layer in a tensor's or module's name."""
     found = LAYER.search(f"{name}.")
     return int(found[1]) if found else None
 
 
+@lru_cache(1 << 18)
 def without_number(name: str) -> str:
     """A tensor's name with the number of its expert replaced by '#'."""
     return ONE_EXPERT.sub("experts.#.", name)
@@ -93,103 +128,59 @@ def renumbered(name: str, expert: int) -> str:
     return ONE_EXPERT.sub(f"experts.{expert}.", name)
 
 
-def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The checkpoint's transformers config; BadInput if transformers does not know it."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"download.source: {folder / 'config.json'} is not a model transformers can load: {reason}"
-        ) from error
-
-
-def read_routing(config: Any) -> Routing:
-    """Experts, top-k and groups of a model; BadInput if it has no routed experts."""
-    model_type = getattr(config, "model_type", "?")
-    experts = _first(config, EXPERT_COUNT_KEYS)
-    top_k = _first(config, TOP_K_KEYS)
-    if not experts or not top_k:
-        raise BadInput(
-            f"download.source: model type '{model_type}' is not a Mixture-of-Experts model "
-            "(its config names no routed experts): give one that is"
-        )
-    groups = _first(config, GROUP_KEYS) or 1
-    if getattr(config, "topk_method", None) == "greedy":  # deepseek_v2 then ignores its groups
-        groups = 1
-    return Routing(experts, top_k, groups, (_first(config, ("topk_group",)) or 1) if groups > 1 else 1)
-
-
-def _first(config: Any, keys: tuple[str, ...]) -> int | None:
-    for owner in [config, *(getattr(config, part, None) for part in NESTED)]:
-        for key in keys:
-            if isinstance(value := getattr(owner, key, None), int):
-                return value
-    return None
-
-
-def with_expert_count(config: Any, experts: int) -> Any:
-    """A copy of the config with another number of routed experts, equal in all layers."""
-    changed = copy.deepcopy(config)
-    for owner in [changed, *(getattr(changed, part, None) for part in NESTED)]:
-        for key in EXPERT_COUNT_KEYS:
-            if isinstance(getattr(owner, key, None), int):
-                setattr(owner, key, experts)
-    return changed
-
-
-def edited_config(config: dict[str, Any], before: int, after: int) -> dict[str, Any]:
-    """A copy of a raw config.json with the expert count changed wherever it is named, and nothing else.
-
-    Every name present is set: which of two aliases wins differs between families. Raises BadInput if none is there.
-    """
-    changed = copy.deepcopy(config)
-    hits = 0
-    for owner in [changed, *(changed.get(part) or {} for part in NESTED)]:
-        for key in EXPERT_COUNT_KEYS:
-            if owner.get(key) == before:
-                owner[key] = after
-                hits += 1
-    if not hits:
-        raise BadInput(
-            f"config.json names no expert count of {before} under any of {', '.join(EXPERT_COUNT_KEYS)}: "
-            "add the one its family uses"
-        )
-    return changed
-
-
 def read_plan(config: Any, trust_remote_code: bool = False) -> Plan:
     """The plan of a model, from its config alone; no memory is allocated for weights."""
     routing = read_routing(config)
     larger = routing.experts + routing.groups
-    few = _shapes(with_expert_count(config, routing.experts), trust_remote_code)
-    many = _shapes(with_expert_count(config, larger), trust_remote_code)
+    model = meta_model(with_expert_count(config, routing.experts), trust_remote_code)
+    memory, disk = meta_tensors(model)
+    few = memory | disk
+    many: dict[str, Tensor] = {}
+    for tensors in meta_tensors(meta_model(with_expert_count(config, larger), trust_remote_code)):
+        many |= tensors
     axes = {
-        name: _axis(name, shape, many[name], routing.experts, larger)
-        for name, shape in few.items()
-        if name in many and many[name] != shape
+        name: _axis(name, tuple(tensor.shape), tuple(many[name].shape), routing.experts, larger)
+        for name, tensor in few.items()
+        if name in many and many[name].shape != tensor.shape
     }
     single = frozenset(without_number(name) for name in many.keys() - few.keys())
-    if not axes:
+    shapes = {name: tuple(tensor.shape) for name, tensor in few.items()}
+    plan = Plan(
+        routing.experts,
+        axes,
+        single,
+        shapes=shapes,
+        ignored=tuple(sorted(model._keys_to_ignore_on_load_unexpected or ())),
+    )
+    if not any(plan.weight_of(name) for name in shapes):
         raise BadInput(
             f"download.source: model type '{config.model_type}' keeps its experts in a form that cannot be "
-            "pruned: no tensor has an axis of experts"
+            "pruned: no tensor holds a matrix of each expert"
         )
-    return Plan(routing.experts, axes, single)
+    blocks = frozenset().union(
+        *(blocks_of(name for name in part if name in axes or without_number(name) in single) for part in (memory, disk))
+    )
+    tables = frozenset(
+        name
+        for name, tensor in few.items()
+        if not tensor.is_floating_point() and tensor.shape[1:] == (routing.top_k,) and name.startswith(tuple(blocks))
+    )
+    return replace(plan, tables=tables, blocks=blocks)
 
 
-def _shapes(config: Any, trust_remote_code: bool) -> dict[str, Shape]:
-    """Shapes of every tensor by name, in memory and as `save_pretrained` would write them."""
-    from transformers import AutoModelForCausalLM
-    from transformers.core_model_loading import revert_weight_conversion
+def blocks_of(names: Iterable[str]) -> set[str]:
+    """What the names of tensors of experts and routers begin with, layer by layer."""
+    layers: dict[int | None, list[str]] = {}
+    for name in names:
+        layers.setdefault(layer_of(name), []).append(name)
+    return {_common(inside) for inside in layers.values()}
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    memory = model.state_dict()
-    disk = revert_weight_conversion(model, dict(memory))
-    return {name: tuple(tensor.shape) for name, tensor in [*memory.items(), *disk.items()]}
+
+def _common(names: Sequence[str]) -> str:
+    """The path, with a dot at its end, of the innermost module in which all these tensors lie."""
+    paths = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, paths)
+    return "".join(f"{parts[0]}." for parts in same)
 
 
 def _axis(name: str, few: Shape, many: Shape, experts: int, larger: int) -> Axis:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moeprune.corpus import Corpus
-from moeprune.interface import experts_modules
+from moeprune.interface import experts_of
 from moeprune.observer import Observer
 from moeprune.projections import KINDS, memory_projections
 from moeprune.sparsity import Energies, Score, sparsify
@@ -42,15 +42,15 @@ def sequential_energies(
     Raises BadInput if the family has no experts interface or a row is not made of whole blocks.
     """
     suffix = "" if kind == "gated" else ".ungated"
-    layers = experts_modules(model)
+    layers = experts_of(model)
     taken: list[dict[str, Tensor]] = []
     dense: list[tuple[Tensor, Tensor]] = []
     try:
-        for layer, module in layers.items():
+        for layer, experts in layers.items():
             sums = _observe(model, layer, corpora, batch_size, progress)
             taken.append({part: sums[f"input_energy.{part}{suffix}"] for part in KINDS})
-            for name, projection in memory_projections(module).items():
-                weight: Tensor = getattr(module, name)
+            for name, projection in memory_projections(experts.module).items():
+                weight: Tensor = getattr(experts.module, name)
                 dense.append((weight, weight.to("cpu", copy=True)))
                 weight.copy_(sparsify(weight, projection.input_axis, taken[-1][projection.kind], score, pattern))
     finally:
@@ -72,7 +72,7 @@ def _observe(
     def stop(module: nn.Module, inputs: Any, output: Any) -> None:
         raise _Reached
 
-    handle = seen.module.register_forward_hook(stop)
+    handle = seen.experts.module.register_forward_hook(stop)
     try:
         with observer:
             for corpus in corpora:

@@ -7,15 +7,14 @@ the median of g_2 / g_1 over calibration tokens: about half of them then take on
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
+from moeprune.configs import read_routing
 from moeprune.errors import BadInput
-from moeprune.interface import ExpertsFunction, experts_modules, in_place, own_experts
-from moeprune.schema import read_routing
+from moeprune.interface import Experts, ExpertsFunction, experts_of, in_place
 from moeprune.statistics import RATIO_BINS, Statistics
 
 
@@ -63,24 +62,24 @@ def skipping(model: nn.Module, beta: Mapping[int, float]) -> Iterator[Skipped]:
     Raises BadInput if the model does not choose two experts a token, for which alone the rule is defined, or `beta` is
     not of its layers.
     """
-    modules, top_k = experts_modules(model), read_routing(model.config).top_k
+    layers, top_k = experts_of(model), read_routing(model.config).top_k
     if top_k != 2:
         raise BadInput(
             f"expert skipping is defined for two experts a token, but this model chooses {top_k}: leave it out"
         )
-    if beta.keys() != modules.keys():
+    if beta.keys() != layers.keys():
         raise BadInput(
-            f"expert skipping: thresholds are given for layers {sorted(beta)}, but experts are in {sorted(modules)}: "
+            f"expert skipping: thresholds are given for layers {sorted(beta)}, but experts are in {sorted(layers)}: "
             "take them from statistics of this model"
         )
     counts = Skipped()
-    with in_place({module: _skip(module, layer, beta[layer], counts) for layer, module in modules.items()}):
+    with in_place({experts: _skip(experts, layer, beta[layer], counts) for layer, experts in layers.items()}):
         yield counts
 
 
-def _skip(module: Any, layer: int, beta: float, counts: Skipped) -> ExpertsFunction:
-    def experts(hidden: Float[Tensor, "T D"], expert: Int[Tensor, "T 2"], gate: Float[Tensor, "T 2"]) -> Tensor:
-        here = expert < module.num_experts
+def _skip(experts: Experts, layer: int, beta: float, counts: Skipped) -> ExpertsFunction:
+    def function(hidden: Float[Tensor, "T D"], expert: Int[Tensor, "T 2"], gate: Float[Tensor, "T 2"]) -> Tensor:
+        here = expert < experts.count
         two = ((gate != 0) & here).all(1, keepdim=True)
         skipped = two & (gate.amin(1, keepdim=True) < beta * gate.amax(1, keepdim=True))
         first = torch.arange(2, device=gate.device) == gate.argmax(1, keepdim=True)
@@ -89,9 +88,10 @@ def _skip(module: Any, layer: int, beta: float, counts: Skipped) -> ExpertsFunct
         counts.skipped[layer] = counts.skipped.get(layer, 0) + skipped.sum()
         # Only the rows left are handed on: not every implementation skips numbers beyond the last expert.
         row = ((gate != 0) & here).reshape(-1).nonzero().flatten()
-        output = own_experts(module, hidden[row // 2], expert.reshape(-1)[row, None], gate.reshape(-1)[row, None])
+        weight = gate.reshape(-1)[row]
+        output = experts.outputs(hidden[row // 2], expert.reshape(-1)[row], weight) * weight[:, None]
         total = output.new_zeros(gate.numel(), output.shape[1])
         total[row] = output
         return total.reshape(len(gate), 2, -1).sum(1)
 
-    return experts
+    return function

@@ -1,6 +1,6 @@
 """Experts removed from a model in memory: what surgery does to files, undone at the end of a block."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor, nn
 
+from moeprune.configs import TOP_K_KEYS, with_expert_count
 from moeprune.errors import BadInput
-from moeprune.interface import ExpertsFunction, experts_modules, in_place, own_experts
-from moeprune.schema import LAYER, TOP_K_KEYS, Plan, layer_of, with_expert_count
+from moeprune.interface import ExpertsFunction, experts_of, in_place
+from moeprune.schema import LAYER, Plan, layer_of
+from moeprune.token_tables import rebound
 
 Kept = Mapping[int, Sequence[int]]
 """The experts some layers keep, ascending."""
@@ -20,8 +22,9 @@ Kept = Mapping[int, Sequence[int]]
 def sliced(model: nn.Module, plan: Plan, kept: Kept, experts: bool = True) -> Iterator[None]:
     """Within this block the layers in `kept` hold only the experts named, ascending; their positions are their numbers.
 
-    Parameters and buffers along the plan's axes, and the counts the layer's modules work with, are replaced; the
-    originals are put back when the block ends, however it ends. Memory: a copy of what is kept.
+    Parameters and buffers along the plan's axes, tables of expert numbers, and the counts the layer's modules work
+    with, are replaced; the originals are put back when the block ends, however it ends. Memory: a copy of what is kept;
+    of experts that are modules of their own, none.
 
     With `experts=False` the modules that hold the experts' weights stay whole and nothing large is copied: only the
     routing changes, and it names experts by their numbers among those kept.
@@ -30,14 +33,15 @@ def sliced(model: nn.Module, plan: Plan, kept: Kept, experts: bool = True) -> It
     """
     with ExitStack() as undo:
         for layer, ids in kept.items():
-            tensors = list(_tensors(model, plan, layer))
+            tensors = list(_held(model, plan.axes, layer))
             if not tensors:
                 raise BadInput(
                     f"layer {layer} of {type(model).__name__} has no tensor along an axis of experts: "
                     "give the plan of this model's own config"
                 )
             holders = {owner for name, owner, _, tensor in tensors if plan.is_expert_weight(name, tuple(tensor.shape))}
-            whole = set() if experts else holders
+            # Not all of them are what the routing is of: jetmoe has experts in its attention too.
+            whole = set() if experts else holders & set(experts_of(model)[layer].module.modules())
             rests = {0}
             for name, owner, attribute, tensor in tensors:
                 axis = plan.axes[name]
@@ -45,6 +49,12 @@ def sliced(model: nn.Module, plan: Plan, kept: Kept, experts: bool = True) -> It
                 if owner not in whole or tensor.dim() == 1:  # a correction bias may live among the experts (laguna)
                     rows = axis.positions(ids, plan.experts).to(tensor.device)
                     _replace(undo, owner, attribute, tensor.detach().index_select(axis.dimension, rows))
+            for _, owner, attribute, table in _held(model, plan.tables, layer):
+                (router,) = (tensor for name, _, _, tensor in tensors if plan.is_router(name, tuple(tensor.shape)))
+                _replace(undo, owner, attribute, rebound(table, router.detach(), ids))
+            for modules in _lists(model, plan, layer) if experts else ():
+                undo.callback(setattr, modules, "_modules", modules._modules)
+                modules._modules = {str(new): modules[old] for new, old in enumerate(ids)}
             for module in _modules(model, tensors[0][0]):
                 if module not in whole:
                     _count(undo, module, plan.experts, len(ids), rests)
@@ -54,14 +64,14 @@ def sliced(model: nn.Module, plan: Plan, kept: Kept, experts: bool = True) -> It
 @contextmanager
 def routed_without(model: nn.Module, plan: Plan, kept: Kept) -> Iterator[None]:
     """Within this block the layers in `kept` compute what they would with these experts alone; no weight is copied."""
-    modules = experts_modules(model)
+    layers = experts_of(model)
 
     def function(layer: int) -> ExpertsFunction:
-        return lambda hidden, expert, gate: own_experts(
-            modules[layer], hidden, whole_numbers(expert, kept[layer], plan.experts), gate
+        return lambda hidden, expert, gate: layers[layer].total(
+            hidden, whole_numbers(expert, kept[layer], plan.experts), gate
         )
 
-    with sliced(model, plan, kept, experts=False), in_place({modules[layer]: function(layer) for layer in kept}):
+    with sliced(model, plan, kept, experts=False), in_place({layers[layer]: function(layer) for layer in kept}):
         yield
 
 
@@ -72,9 +82,9 @@ def whole_numbers(expert: Int[Tensor, "*n"], kept: Sequence[int], experts: int) 
     return torch.where(expert > last, expert + experts - len(kept), ids[expert.clamp_max(last)])
 
 
-def _tensors(model: nn.Module, plan: Plan, layer: int) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """(name, module, attribute, tensor) of a layer's tensors in memory that have an axis of experts."""
-    for name in plan.axes:
+def _held(model: nn.Module, names: Iterable[str], layer: int) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """(name, module, attribute, tensor) of those of a layer's tensors that the model holds under these names."""
+    for name in names:
         if layer_of(name) == layer:
             path, _, attribute = name.rpartition(".")
             try:
@@ -84,6 +94,13 @@ def _tensors(model: nn.Module, plan: Plan, layer: int) -> Iterator[tuple[str, nn
             tensor = {**owner._parameters, **owner._buffers}.get(attribute)
             if tensor is not None:
                 yield name, owner, attribute, tensor
+
+
+def _lists(model: nn.Module, plan: Plan, layer: int) -> list[nn.ModuleList]:
+    """A layer's lists with a module for each expert, where it does not hold their weights in stacks."""
+    paths = {name.partition(".#.")[0] for name in plan.single if layer_of(name) == layer}
+    found = (module for name, module in model.named_modules() if name in paths)
+    return [module for module in found if isinstance(module, nn.ModuleList)]
 
 
 def _modules(model: nn.Module, name: str) -> Iterator[nn.Module]:

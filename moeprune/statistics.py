@@ -121,6 +121,11 @@ class Statistics:
     def sum_of(self, name: str) -> Tensor:
         """One of the sums of `GROUPS`; BadInput naming the key to set if its group was not observed."""
         if name not in self.sums:
+            if name == "easy_ep" and "probability" in self.sums:  # core was observed
+                raise BadInput(
+                    "score.criterion: the experts of this family are not given a norm of the residual stream, so that "
+                    "EASY-EP's sum is not defined for it: choose another criterion"
+                )
             group = next(group for group, names in GROUPS.items() if name in names)
             raise BadInput(f"the sums '{name}' were not observed: add '{group}' to observe.sums")
         return self.sums[name]

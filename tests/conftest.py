@@ -9,6 +9,7 @@ import tempfile
 # Read when the libraries are imported, hence before them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="moeprune-datasets-")  # not the user's own
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="moeprune-modules-")  # where code of models is copied to
 
 import pytest
 import torch

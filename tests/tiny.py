@@ -184,7 +184,7 @@ def truth(model: PreTrainedModel, sequences: list[Tensor]) -> dict[int, LayerTru
     """What happens in each layer, each sequence read alone: no padding, no batch."""
     layers = {number: LayerTruth([], [], []) for number in moe_blocks(model)}
     for ids in sequences:
-        with _inputs_of_blocks(model) as seen:
+        with inputs_of_blocks(model) as seen:
             logits(model, ids[None])
         for number, (block, hidden, residual) in seen.items():
             for x, h in zip(residual.double(), hidden.double(), strict=True):
@@ -193,7 +193,7 @@ def truth(model: PreTrainedModel, sequences: list[Tensor]) -> dict[int, LayerTru
 
 
 @contextmanager
-def _inputs_of_blocks(model: PreTrainedModel) -> Iterator[dict[int, tuple[nn.Module, Tensor, Tensor]]]:
+def inputs_of_blocks(model: PreTrainedModel) -> Iterator[dict[int, tuple[nn.Module, Tensor, Tensor]]]:
     """By layer: its block, the block's input and the residual stream, filled by the next forward pass."""
     seen: dict[int, tuple[nn.Module, Tensor, Tensor]] = {}
     handles = []
@@ -250,7 +250,7 @@ def _choose_in_groups(choice: Tensor, config: Any) -> list[int]:
 # ------------------------------------------------------------------------------------------ what pruning must equal
 
 
-class _RouterLogits(TorchFunctionMode):
+class RouterLogits(TorchFunctionMode):
     """Sets columns of the routers' logits to minus infinity, whatever the routers do with them afterwards."""
 
     def __init__(self, removed: dict[int, list[int]]) -> None:
@@ -282,7 +282,7 @@ def masked_logits(model: PreTrainedModel, ids: Tensor, kept: dict[int, tuple[int
             biases.append((router.e_score_correction_bias, router.e_score_correction_bias.clone()))
             router.e_score_correction_bias[gone] = -torch.inf
     try:
-        with _RouterLogits(removed) as masking:
+        with RouterLogits(removed) as masking:
             output = logits(model, ids)
     finally:
         for bias, before in biases:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moeprune.checkpoint import open_checkpoint
+from moeprune.configs import read_config
 from moeprune.distillation import Distillation, Point, Settings
 from moeprune.distilled_experts import ExpertPairs
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
-from moeprune.schema import read_config, read_plan
+from moeprune.schema import read_plan
 from moeprune.surgery import prune_checkpoint
 
 TOLERANCE = 1e-5

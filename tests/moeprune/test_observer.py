@@ -18,7 +18,7 @@ from observed import (
 from torch import Tensor
 
 from moeprune.errors import BadInput
-from moeprune.interface import IMPLEMENTATION
+from moeprune.interface.registry import IMPLEMENTATION
 from moeprune.observer import Observer
 from moeprune.rows import Rows
 from moeprune.statistics import GATE_MODES, GROUPS

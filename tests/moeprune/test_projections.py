@@ -104,5 +104,5 @@ def test_projections_of_a_model_too_large_for_any_memory_here_are_found():
 
 def test_family_without_the_experts_interface_is_refused():
     config = CONFIG_MAPPING["llama4_text"](**_SMALL, num_local_experts=4, head_dim=8, intermediate_size_mlp=12)
-    with pytest.raises(BadInput, match="Llama4ForCausalLM"):
+    with pytest.raises(BadInput, match="Llama4TextExperts does not tell"):
         projections(config)

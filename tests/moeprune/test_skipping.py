@@ -1,6 +1,6 @@
 """Dynamic expert skipping against one token at a time."""
 
-from functools import partial
+from functools import partialmethod
 
 import pytest
 import tiny
@@ -8,8 +8,8 @@ import torch
 from observed import corpus_of, gate_ratios, observe, observed
 from torch import Tensor, nn
 
-from moeprune import skipping as module
 from moeprune.errors import BadInput
+from moeprune.interface.registry import RegistryExperts
 from moeprune.observation import observe_chunk
 from moeprune.observer import Observer
 from moeprune.skipping import skipping, thresholds
@@ -113,9 +113,9 @@ def test_skipping_with_thresholds_of_zero_changes_nothing(family):
 
 @every_family
 def test_skipping_with_thresholds_above_one_leaves_one_expert_a_token_and_computes_no_other(family, monkeypatch):
-    model, rows, own = tiny.shared_model(family), [], module.own_experts
+    model, rows, own = tiny.shared_model(family), [], RegistryExperts.outputs
     monkeypatch.setattr(
-        module, "own_experts", lambda _, hidden, *rest: rows.append(len(hidden)) or own(_, hidden, *rest)
+        RegistryExperts, "outputs", lambda _, hidden, *rest: rows.append(len(hidden)) or own(_, hidden, *rest)
     )
     with skipping(model, beta_of(model, 1.01)) as counts:
         found = tiny.logits(model, IDS)
@@ -129,7 +129,7 @@ def test_skipping_is_the_same_with_the_grouped_kernel(family, monkeypatch):
     model = tiny.shared_model(family)
     with skipping(model, beta_of(model, 0.6)):
         plain = tiny.logits(model, IDS)
-    monkeypatch.setattr(module, "own_experts", partial(module.own_experts, grouped=True))
+    monkeypatch.setattr(RegistryExperts, "outputs", partialmethod(RegistryExperts.outputs, grouped=True))
     with skipping(model, beta_of(model, 0.6)):
         assert (tiny.logits(model, IDS) - plain).abs().max() < TOLERANCE
 
