@@ -1,20 +1,29 @@
 """download: a model source (a folder, or a Hub id at a revision) becomes a local, verified snapshot."""
 
 import json
-import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from moeprune.checkpoint import CONFIG_FILES, INDEX, TOKENIZER_FILES, digest_of, open_checkpoint, refuse_non_finite
+from moeprune.checkpoint import (
+    CONFIG_FILES,
+    INDEX,
+    SINGLE,
+    TOKENIZER_FILES,
+    digest_of,
+    open_checkpoint,
+    refuse_non_finite,
+)
 from moeprune.errors import BadInput
-from tasks.artifacts import Artifact, Params, Runtime, Step, Store, logger, replace_text, stage
+from tasks import hub
+from tasks.artifacts import Artifact, Params, Runtime, Step, Store, stage
+from tasks.hub import Source as Source
+from tasks.hub_refusals import HubUnavailable
 from tasks.identity import code_digest
 from tasks.progress import progress
 
 CODE = ("moeprune.checkpoint",)
-PATTERNS = ["*.safetensors", INDEX, *CONFIG_FILES, *TOKENIZER_FILES, "*.py"]
 
 
 class DownloadParams(Params):
@@ -28,19 +37,10 @@ class DownloadParams(Params):
     """Whether code that comes with the checkpoint may run."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """A resolved source: a folder here, or a commit of a repository on the Hub."""
-
-    folder: Path | None
-    repository: str = ""
-    commit: str = ""
-
-
 def resolve(params: DownloadParams, store: Store) -> Source:
     """Find out what the source is right now. Offline, a Hub revision is the commit it was last resolved to.
 
-    Raises BadInput for a folder that is not there, or a Hub that cannot be reached or does not have the model.
+    Raises BadInput for a folder that is not there, or a Hub that cannot be reached or does not give out the model.
     """
     folder = Path(params.source)
     if folder.is_dir():
@@ -50,60 +50,65 @@ def resolve(params: DownloadParams, store: Store) -> Source:
             f"download.source: there is no folder {params.source}: give a checkpoint's folder or a Hub id "
             "such as owner/name"
         )
-    return Source(None, params.source, _commit(params, store))
-
-
-def _commit(params: DownloadParams, store: Store) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    record = store.root / "hub" / f"{params.source.replace('/', '--')}@{params.revision or 'newest'}.json"
-    try:
-        commit = HfApi().model_info(params.source, revision=params.revision, timeout=15).sha
-    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
-        raise BadInput(
-            f"download.source: the Hub does not give out {params.source} at revision {params.revision}: "
-            f"{type(error).__name__}; check the name and revision, and log in (hf auth login) if it is "
-            "private or gated"
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        return _last_commit(params, record, error)
-    except Exception as error:
-        # The library's errors of connection are those of httpx or httpx2, whichever it is built on.
-        if not type(error).__module__.startswith(("httpx", "httpcore", "huggingface_hub")):
-            raise
-        return _last_commit(params, record, error)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(record, json.dumps({"commit": commit}))
-    return str(commit)
-
-
-def _last_commit(params: DownloadParams, record: Path, error: Exception) -> str:
-    if not record.is_file():
-        where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        raise BadInput(
-            f"download.source: there is no folder {params.source}, and the Hub at {where} cannot be "
-            f"reached ({type(error).__name__}): check the path or the connection"
-        ) from error
-    commit = str(json.loads(record.read_text())["commit"])
-    logger().warning("the Hub cannot be reached: %s stays at commit %s, the last one resolved", params.source, commit)
-    return commit
+    name = f"{params.source}@{params.revision or 'newest'}"
+    return hub.look_up(params.source, params.revision, store.root / "hub" / f"{quote(name, safe='@')}.json")
 
 
 def read_config_folder(source: Source) -> Path:
-    """A folder that holds the source's config.json; from the Hub only this small file is fetched."""
+    """A folder that holds the source's config.json; from the Hub only small files are fetched.
+
+    These are the config, the index of the weights, and code, which the config may refer to. Raises BadInput if there
+    is no config or the Hub does not give it out.
+    """
     if source.folder is not None:
         return source.folder
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
-
-    try:
-        return Path(hf_hub_download(source.repository, "config.json", revision=source.commit)).parent
-    except (EntryNotFoundError, GatedRepoError) as error:
+    if "config.json" not in source.files:
         raise BadInput(
-            f"download.source: no config.json of {source.repository} at {source.commit} is to be had "
-            f"({type(error).__name__}): check the name and the connection, and log in (hf auth login) if it is gated"
-        ) from error
+            f"download.source: no config.json in {source.repository} at {source.commit}: give a repository that "
+            "holds a checkpoint"
+        )
+    return hub.fetch(source, [name for name in source.files if name in ("config.json", INDEX) or _is_code(name)])
+
+
+def bytes_to_fetch(source: Source) -> int:
+    """Bytes that a download from the Hub will still fetch, as the Hub tells sizes; 0 for a folder.
+
+    Raises BadInput if the repository does not hold a whole safetensors checkpoint.
+    """
+    return 0 if source.folder is not None else hub.missing_bytes(source, _files(source))
+
+
+def check_space(source: Source) -> None:
+    """Raise BadInput if what is to be fetched does not fit on the disk of huggingface_hub's cache.
+
+    The store's disk is not looked at: it gets links.
+    """
+    hub.check_space(bytes_to_fetch(source))
+
+
+def _files(source: Source) -> list[str]:
+    """The files of a repository that make up the checkpoint. Others may be many: weights in other formats, or twice."""
+    folder = read_config_folder(source)
+    if SINGLE in source.files:
+        weights = {SINGLE}
+    elif INDEX in source.files:
+        weights = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    else:
+        raise BadInput(
+            f"download.source: neither {SINGLE} nor {INDEX} in {source.repository} at {source.commit}: only "
+            "safetensors checkpoints can be pruned; convert it with save_pretrained"
+        )
+    if missing := sorted(weights - source.files.keys()):
+        raise BadInput(
+            f"download.source: {INDEX} of {source.repository} at {source.commit} names {missing[0]}, which is not "
+            f"there ({len(missing)} of {len(weights)} shards missing): choose another revision"
+        )
+    small = {INDEX, *CONFIG_FILES, *TOKENIZER_FILES}
+    return sorted(weights | {name for name in source.files if name in small or _is_code(name)})
+
+
+def _is_code(name: str) -> bool:
+    return name.endswith(".py") and "/" not in name
 
 
 def step(params: DownloadParams, source: Source, store: Store) -> Step:
@@ -125,14 +130,14 @@ def step(params: DownloadParams, source: Source, store: Store) -> Step:
     name="download",
     retries=2,
     retry_delay_seconds=5,
-    retry_condition_fn=lambda task, run, state: not isinstance(state.result(raise_on_failure=False), BadInput),
+    retry_condition_fn=lambda task, run, state: _may_pass(state.result(raise_on_failure=False)),
 )
 def download(step: Step, runtime: Runtime, source: Source) -> Artifact:
     """Verify, hash and link a checkpoint's files into the store; from the Hub, fetch them first."""
     store = Store(runtime.store)
 
     def build(target: Path) -> dict[str, Any]:
-        folder = source.folder or _snapshot(source)
+        folder = source.folder or _fetch(source, store)
         checkpoint = open_checkpoint(folder)
         with progress("download: check weights", checkpoint.weight_bytes, "B") as done:
             for name in checkpoint.weight_files:
@@ -150,10 +155,15 @@ def download(step: Step, runtime: Runtime, source: Source) -> Artifact:
     return store.produce(step, runtime, build)
 
 
-def _snapshot(source: Source) -> Path:
-    from huggingface_hub import snapshot_download
+def _may_pass(error: object) -> bool:
+    return not isinstance(error, BadInput) or isinstance(error, HubUnavailable)
 
-    return Path(snapshot_download(source.repository, revision=source.commit, allow_patterns=PATTERNS))
+
+def _fetch(source: Source, store: Store) -> Path:
+    names = _files(source)
+    folder = hub.fetch(source, names)
+    hub.verify(source, names, folder, store.hash_of)
+    return folder
 
 
 def _link(origin: Path, target: Path) -> None:

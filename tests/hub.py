@@ -1,14 +1,18 @@
 """A Hub on the loopback interface: repositories that are folders, by commit, as huggingface_hub asks for them.
 
 with serve({"owner/name": {"<40 hex digits>": folder}}) as hub:
-    ...                          # HF_ENDPOINT=hub.url
-    hub.heads["owner/name"] = other_commit   # main moves on
+    ...                                     # HF_ENDPOINT=hub.url
+    hub.refs["owner/name"]["main"] = commit # main moves on
+
+Large files are handed out by another origin, the same server under another name, as the real Hub does.
 """
 
 import hashlib
 import json
+import math
 import re
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,36 +27,65 @@ import pytest
 LARGE = (".safetensors", ".parquet", ".bin", ".gz")
 """Kept as LFS files: their etag is the sha256 of the content, that of others the git blob id."""
 INFO = re.compile(r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
-TREE = re.compile(r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)/?")
 FILE = re.compile(r"/(datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+STORAGE = re.compile(r"/storage/(?P<repo>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)")
+
+
+@dataclass
+class Fault:
+    """An answer in place of the right one, to requests in whose "METHOD /path" `where` (a pattern) is found."""
+
+    where: str
+    status: int
+    """0: the connection is closed without an answer."""
+    code: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    times: float = math.inf
 
 
 @dataclass
 class Hub:
-    """What is served, and what has been asked for: (method, path) in order."""
+    """What is served, what goes wrong, and what has been asked for: (method, path) in order."""
 
     url: str
     repositories: Mapping[str, Mapping[str, Path]]
-    heads: dict[str, str]
+    refs: dict[str, dict[str, str]]
+    """Commits by branch or tag, of each repository."""
     requests: list[tuple[str, str]] = field(default_factory=list)
+    served: Counter[str] = field(default_factory=Counter)
+    """Bytes of bodies sent, by file name."""
+    ranges: list[tuple[str, int]] = field(default_factory=list)
+    """(file name, first byte) of every request for a part."""
+    faults: list[Fault] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     """Names of files whose next sending stops halfway, once each."""
-    gated: set[str] = field(default_factory=set)
-    """Repositories that tell about themselves but give no file out."""
+    poisoned: set[str] = field(default_factory=set)
+    """Names of files that are sent with one byte changed."""
+    token: str | None = None
+    """Without it nothing is told or given out, but by the storage, which must never be sent it."""
+    told: set[str] = field(default_factory=set)
+    """What `Authorization` the storage was sent."""
+    xet: bool = False
+    """Large files are announced as kept in Xet storage, which is not there."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes of all files' bodies."""
+        return self.served.total()
 
     def folder(self, repository: str, revision: str | None) -> tuple[str, Path] | None:
-        """(commit, its folder) of a revision: a commit, `main`, or None for the newest."""
+        """(commit, its folder) of a revision: a commit, branch or tag, or None for the newest."""
         commits = self.repositories.get(repository, {})
-        commit = self.heads.get(repository, "") if revision in (None, "main") else str(revision)
+        commit = self.refs.get(repository, {}).get(revision or "main", revision or "")
         return (commit, commits[commit]) if commit in commits else None
 
 
 @contextmanager
 def serve(repositories: Mapping[str, Mapping[str, Path]]) -> Iterator[Hub]:
-    """Serve repositories `{name: {commit: folder}}` while the block runs; a repository's last commit is its head."""
+    """Serve repositories `{name: {commit: folder}}` while the block runs; a repository's last commit is its main."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    heads = {name: list(commits)[-1] for name, commits in repositories.items()}
-    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}", repositories, heads)
+    refs = {name: {"main": list(commits)[-1]} for name, commits in repositories.items()}
+    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}", repositories, refs)
     server.hub = hub  # type: ignore[attr-defined]
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -68,51 +101,66 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer(body=True)
+        self._answer()
 
     def do_HEAD(self) -> None:
-        self._answer(body=False)
+        self._answer()
 
     def log_message(self, *_: Any) -> None:
         """Nothing is printed."""
 
-    def _answer(self, body: bool) -> None:
+    def _answer(self) -> None:
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
-        path = unquote(urlsplit(self.path).path)
-        hub.requests.append((self.command, path))
-        for pattern, answer in ((TREE, self._tree), (INFO, self._info), (FILE, self._file)):
+        path = urlsplit(self.path).path
+        hub.requests.append((self.command, unquote(path)))
+        for fault in hub.faults:
+            if fault.times > 0 and re.search(fault.where, f"{self.command} {unquote(path)}"):
+                fault.times -= 1
+                return self._refuse(fault.status, fault.code, fault.headers)
+        said = self.headers.get("Authorization", "")
+        if found := STORAGE.fullmatch(path):
+            hub.told |= {said} - {""}
+        elif hub.token and said != f"Bearer {hub.token}":
+            return self._refuse(401, "RepoNotFound")
+        for pattern, answer in ((STORAGE, self._send), (INFO, self._info), (FILE, self._file)):
             if found := pattern.fullmatch(path):
-                if found["repo"] not in hub.repositories:
+                part = {name: value and unquote(value) for name, value in found.groupdict().items()}
+                if part["repo"] not in hub.repositories:
                     return self._refuse(401, "RepoNotFound")
-                place = hub.folder(found["repo"], found["revision"])
-                if place is None:
-                    return self._refuse(404, "RevisionNotFound")
-                return answer(hub, found, *place, body)
+                place = hub.folder(part["repo"], part["revision"])
+                return answer(hub, part, *place) if place else self._refuse(404, "RevisionNotFound")
         return self._refuse(404, "EntryNotFound")
 
-    def _info(self, hub: Hub, found: re.Match[str], commit: str, folder: Path, body: bool) -> None:
-        files = [{"rfilename": path.relative_to(folder).as_posix()} for path in _files(folder)]
-        self._json({"id": found["repo"], "modelId": found["repo"], "sha": commit, "siblings": files, "private": False})
-
-    def _tree(self, hub: Hub, found: re.Match[str], commit: str, folder: Path, body: bool) -> None:
-        entries = []
+    def _info(self, hub: Hub, part: dict[str, str], commit: str, folder: Path) -> None:
+        files = []
         for path in _files(folder):
-            entry = {"type": "file", "path": path.relative_to(folder).as_posix(), "size": path.stat().st_size}
-            if path.suffix in LARGE:
-                entry["lfs"] = {"oid": _etag(path), "size": entry["size"], "pointerSize": 134}
-            entries.append(entry | {"oid": _blob_id(path)})
-        self._json(entries)
+            entry = {"rfilename": path.relative_to(folder).as_posix()}
+            if "blobs=true" in urlsplit(self.path).query.lower():
+                entry |= {"size": path.stat().st_size, "blobId": _blob_id(path), "lfs": _lfs(path)}
+            files.append(entry)
+        self._json({"id": part["repo"], "modelId": part["repo"], "sha": commit, "siblings": files, "private": False})
 
-    def _file(self, hub: Hub, found: re.Match[str], commit: str, folder: Path, body: bool) -> None:
-        path = folder / found["path"]
-        if found["repo"] in hub.gated:
-            return self._refuse(403, "GatedRepo")
+    def _file(self, hub: Hub, part: dict[str, str], commit: str, folder: Path) -> None:
+        path = folder / part["path"]
         if not path.is_file():
-            return self._refuse(404, "EntryNotFound", commit)
+            return self._refuse(404, "EntryNotFound", {"X-Repo-Commit": commit})
+        if path.suffix not in LARGE:
+            return self._send(hub, part, commit, folder)
+        # Another origin, since it is another host name.
+        place = f"{hub.url.replace('127.0.0.1', 'localhost')}/storage/{part['repo']}/{commit}/{part['path']}"
+        headers = {"Location": place, "X-Repo-Commit": commit, "X-Linked-Etag": f'"{_etag(path)}"'}
+        if hub.xet:
+            route = f"{hub.url}/api/models/{part['repo']}/xet-read-token/{commit}"
+            headers |= {"X-Xet-Hash": _etag(path), "X-Xet-Refresh-Route": route}
+        return self._refuse(302, "", headers | {"X-Linked-Size": str(path.stat().st_size)})
+
+    def _send(self, hub: Hub, part: dict[str, str], commit: str, folder: Path) -> None:
+        path = folder / part["path"]
         content = path.read_bytes()
         start, end = 0, len(content)
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            start, end = int(asked[1]), int(asked[2]) + 1 if asked[2] else end
+            start, end = int(asked[1]), min(int(asked[2]) + 1, end) if asked[2] else end
+            hub.ranges.append((path.name, start))
         self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{_etag(path)}"')
         self.send_header("X-Repo-Commit", commit)
@@ -121,13 +169,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
-        if body and path.name in hub.broken:
+        if self.command == "HEAD":
+            return
+        if path.name in hub.poisoned:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        if path.name in hub.broken:
             hub.broken.remove(path.name)
-            self.wfile.write(content[start : (start + end) // 2])
+            end = (start + end) // 2
             self.close_connection = True
-        elif body:
-            self.wfile.write(content[start:end])
-        return None
+        hub.served[path.name] += end - start
+        self.wfile.write(content[start:end])
 
     def _json(self, value: Any) -> None:
         content = json.dumps(value).encode()
@@ -137,12 +188,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _refuse(self, status: int, code: str, commit: str = "") -> None:
+    def _refuse(self, status: int, code: str, headers: Mapping[str, str] | None = None) -> None:
+        if not status:
+            self.close_connection = True
+            return
         self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        if commit:
-            self.send_header("X-Repo-Commit", commit)
-        self.send_header("Content-Length", "0")
+        for name, value in {
+            **(headers or {}),
+            **({"X-Error-Code": code} if code else {}),
+            "Content-Length": "0",
+        }.items():
+            self.send_header(name, value)
         self.end_headers()
 
 
@@ -157,6 +213,11 @@ def _blob_id(path: Path) -> str:
 
 def _etag(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix in LARGE else _blob_id(path)
+
+
+def _lfs(path: Path) -> dict[str, Any] | None:
+    """What the Hub tells of a large file."""
+    return {"sha256": _etag(path), "size": path.stat().st_size, "pointerSize": 134} if path.suffix in LARGE else None
 
 
 def point_at(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:

@@ -16,8 +16,8 @@ from moeprune.checkpoint import Checkpoint, open_checkpoint
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from moeprune.models import load_model
-from moeprune.surgery import write_checkpoint
 from moeprune.weight_masks import WeightMask
+from moeprune.writing import write_checkpoint
 from tasks import calibrate, distill, download, prune
 from tasks.artifacts import Artifact, Step, Store
 from tasks.calibrate import CalibrateParams

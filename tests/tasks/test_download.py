@@ -1,38 +1,29 @@
 """From a folder, and from a Hub on the loopback interface."""
 
+import io
 import logging
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import sample
-from hub import Hub, closed_port, point_at, serve
+from downloaded import NAME, NEW, OLD, SHARD, fetch, resolve, serve_alone, weights, write_models
+from hub import closed_port, point_at
 
-from moeprune.checkpoint import sha256
 from moeprune.errors import BadInput
 from tasks import download
-from tasks.artifacts import Artifact, Runtime, Store
-from tasks.download import DownloadParams
-
-NAME, OLD, NEW = "owner/tiny", "a" * 40, "b" * 40
+from tasks.artifacts import Runtime, Store
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The two commits of a repository."""
-    folder = tmp_path_factory.mktemp("hub")
-    found = {OLD: sample.write_model(folder / "old", seed=1), NEW: sample.write_model(folder / "new", seed=2)}
-    for model in found.values():
-        (model / "README.md").write_text("not part of a checkpoint")
-        (model / "pytorch_model.bin").write_bytes(b"not part of a checkpoint either")
-    return found
+    return write_models(tmp_path_factory.mktemp("hub"))
 
 
 @pytest.fixture
 def hub(models, tmp_path, monkeypatch):
-    with serve({NAME: models}) as running:
-        running.heads[NAME] = OLD
-        point_at(monkeypatch, running.url, tmp_path / "cache")
+    with serve_alone(models, monkeypatch, tmp_path / "cache") as running:
         yield running
 
 
@@ -41,51 +32,67 @@ def runtime(tmp_path: Path) -> Runtime:
     return Runtime(store=tmp_path / "store")
 
 
-def fetch(runtime: Runtime, source: str = NAME, revision: str | None = None) -> tuple[download.Source, Artifact]:
-    store = Store(runtime.store)
-    params = DownloadParams(source=source, revision=revision)
-    resolved = download.resolve(params, store)
-    step = download.step(params, resolved, store)
-    return resolved, download.download.fn(step=step, runtime=runtime, source=resolved)
+@pytest.fixture
+def unplug(monkeypatch, tmp_path):
+    return lambda: point_at(monkeypatch, f"http://127.0.0.1:{closed_port()}", tmp_path / "cache")
 
 
-def unplug(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    point_at(monkeypatch, f"http://127.0.0.1:{closed_port()}", tmp_path / "cache")
-
-
-def weights(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in folder.glob("*.safetensors")}
+def sizes(folder: Path, *names: str) -> dict[str, int]:
+    """Bytes of a model's files that are to be fetched, or of those named."""
+    wanted = [name for name in names or ("*.json", "*.jinja", "model-*") for name in folder.glob(name)]
+    return {path.name: path.stat().st_size for path in wanted}
 
 
 def test_download_hub_revision_becomes_its_commit_and_its_files(hub, models, runtime):
     source, artifact = fetch(runtime)
     folder = Store(runtime.store).folder(artifact)
     assert source.commit == OLD
-    assert weights(folder) == weights(models[OLD])
+    assert len(weights(folder)) == 5 and weights(folder) == weights(models[OLD])
     assert (folder / "tokenizer.json").read_bytes() == (models[OLD] / "tokenizer.json").read_bytes()
-    fetched = {path.rsplit("/", 1)[1] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
-    assert not fetched & {"README.md", "pytorch_model.bin"}
+
+
+def test_download_hub_serves_each_byte_of_the_checkpoint_once_and_no_other(hub, models, runtime):
+    fetch(runtime)
+    assert hub.served == sizes(models[OLD])
 
 
 def test_download_hub_second_time_fetches_no_file(hub, runtime):
     _, first = fetch(runtime)
     hub.requests.clear()
     assert fetch(runtime)[1] == first
-    assert not [path for _, path in hub.requests if "/resolve/" in path]
+    assert [path for _, path in hub.requests] == [f"/api/models/{NAME}"]
 
 
 def test_download_hub_main_moved_on_is_another_model(hub, models, runtime):
     _, old = fetch(runtime)
-    hub.heads[NAME] = NEW
+    hub.refs[NAME]["main"] = NEW
     source, new = fetch(runtime)
     assert source.commit == NEW
     assert new.key != old.key and new.digest != old.digest
     assert weights(Store(runtime.store).folder(new)) == weights(models[NEW])
 
 
+@pytest.mark.parametrize("revision", ["dev", "v1.0", "refs/pr/1", NEW], ids=["branch", "tag", "pull request", "commit"])
+def test_download_hub_revision_of_any_kind_is_pinned_to_its_commit(revision: str, hub, models, runtime):
+    hub.refs[NAME] |= {"dev": NEW, "v1.0": NEW, "refs/pr/1": NEW}
+    source, artifact = fetch(runtime, revision=revision)
+    assert source.commit == NEW
+    assert weights(Store(runtime.store).folder(artifact)) == weights(models[NEW]) != weights(models[OLD])
+    # Not by the revision's name: that may mean something else by the time the files are asked for.
+    assert {path.split("/")[4] for _, path in hub.requests if "/resolve/" in path} == {NEW}
+
+
+def test_download_hub_main_moving_on_between_looking_up_and_fetching_changes_nothing(hub, models, runtime):
+    source = resolve(runtime)
+    hub.refs[NAME]["main"] = NEW
+    step = download.step(download.DownloadParams(source=NAME), source, Store(runtime.store))
+    artifact = download.download.fn(step=step, runtime=runtime, source=source)
+    assert weights(Store(runtime.store).folder(artifact)) == weights(models[OLD])
+
+
 def test_download_hub_pinned_commit_stays_when_main_moves_on(hub, runtime):
     _, old = fetch(runtime, revision=OLD)
-    hub.heads[NAME] = NEW
+    hub.refs[NAME]["main"] = NEW
     assert fetch(runtime, revision=OLD)[1] == old
 
 
@@ -95,75 +102,97 @@ def test_download_hub_and_folder_of_the_same_files_are_the_same_checkpoint(hub, 
     assert from_folder.digest == from_hub.digest
 
 
-def test_download_hub_gone_stays_at_the_last_commit_and_says_so(hub, runtime, monkeypatch, tmp_path, caplog):
-    hub.heads[NAME] = NEW
+def test_download_hub_gone_stays_at_the_last_commit_and_says_so(hub, runtime, unplug, caplog):
+    hub.refs[NAME]["main"] = NEW
     _, online = fetch(runtime)
-    unplug(hub, monkeypatch, tmp_path)
+    unplug()
     with caplog.at_level(logging.WARNING):
         source, offline = fetch(runtime)
     assert source.commit == NEW and offline == online
     assert NEW in caplog.text and "cannot be reached" in caplog.text
 
 
-def test_download_hub_gone_before_the_store_had_it_uses_what_was_fetched(hub, runtime, monkeypatch, tmp_path):
+def test_download_hub_gone_before_the_store_had_it_uses_what_was_fetched(hub, runtime, unplug):
     _, online = fetch(runtime)
     shutil.rmtree(runtime.store / "download")
-    unplug(hub, monkeypatch, tmp_path)
+    unplug()
     assert fetch(runtime)[1] == online
 
 
-def test_download_hub_never_reached_is_refused(runtime, hub, monkeypatch, tmp_path):
-    unplug(hub, monkeypatch, tmp_path)
-    with pytest.raises(BadInput, match=r"no folder owner/tiny, and the Hub at http://127.* cannot be reached"):
-        fetch(runtime)
-
-
-@pytest.mark.parametrize(
-    ("name", "revision"), [("owner/nothing", None), (NAME, "no-such-branch")], ids=["repository", "revision"]
-)
-def test_download_hub_does_not_have_it_is_refused(name: str, revision: str | None, hub, runtime):
-    with pytest.raises(BadInput, match=r"the Hub does not give out .*check the name and revision"):
-        fetch(runtime, source=name, revision=revision)
-
-
-def test_download_hub_sending_cut_off_is_never_taken_for_whole(hub, models, runtime):
-    hub.broken.add("model-00002-of-00005.safetensors")
-    try:
-        _, artifact = fetch(runtime)
-    except Exception:  # the library gives up or goes on by itself; the next try must be whole
-        assert not list((runtime.store / "download").glob("[0-9a-f]*"))
-        _, artifact = fetch(runtime)
+def test_download_hub_sending_cut_off_goes_on_where_it_stopped(hub, models, runtime, monkeypatch):
+    chunk, size = 1000, sizes(models[OLD])[SHARD]
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", chunk)  # its 10 MB are more than the file
+    monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda _: None))
+    hub.broken.add(SHARD)
+    _, artifact = fetch(runtime)
+    cut = size // 2
+    assert hub.ranges == [(SHARD, cut - cut % chunk)] and cut > chunk
+    hub.served[SHARD] -= cut % chunk  # what came of a chunk that was not whole comes again
+    assert hub.served == sizes(models[OLD]), "no other byte twice"
     assert weights(Store(runtime.store).folder(artifact)) == weights(models[OLD])
 
 
-def test_download_hub_repository_without_a_shard_is_refused(models, tmp_path, runtime, monkeypatch):
-    shutil.copytree(models[OLD], tmp_path / "less")
-    (tmp_path / "less/model-00002-of-00005.safetensors").unlink()
-    with serve({NAME: {OLD: tmp_path / "less"}}) as hub:
-        point_at(monkeypatch, hub.url, tmp_path / "cache")
-        with pytest.raises(BadInput, match=r"names model-00002-of-00005\.safetensors, which is not there"):
-            fetch(runtime)
+def test_download_hub_announcing_xet_storage_is_fetched_over_plain_http_if_xet_is_off(
+    hub, models, runtime, monkeypatch
+):
+    hub.xet = True
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    _, artifact = fetch(runtime)
+    assert hub.served == sizes(models[OLD])
+    assert weights(Store(runtime.store).folder(artifact)) == weights(models[OLD])
 
 
-def test_read_config_gated_repository_is_refused_with_the_remedy(hub):
-    hub.gated.add(NAME)
-    with pytest.raises(BadInput, match=r"GatedRepoError.*hf auth login"):
-        download.read_config_folder(download.Source(None, NAME, OLD))
+def test_download_hub_code_of_the_repository_comes_with_its_config(hub, models, runtime, tmp_path, monkeypatch):
+    shutil.copytree(models[OLD], tmp_path / "coded")
+    (tmp_path / "coded/modelling.py").write_text("layers = 2\n")
+    with serve_alone({OLD: tmp_path / "coded"}, monkeypatch, tmp_path / "cache"):
+        source = resolve(runtime)
+        assert {path.name for path in download.read_config_folder(source).iterdir()} == {
+            "config.json",
+            "model.safetensors.index.json",
+            "modelling.py",
+        }
+        _, artifact = fetch(runtime)
+    assert (Store(runtime.store).folder(artifact) / "modelling.py").read_text() == "layers = 2\n"
 
 
-def test_read_config_repository_without_one_is_refused(models, tmp_path, monkeypatch):
-    shutil.copytree(models[OLD], tmp_path / "less")
-    (tmp_path / "less/config.json").unlink()
-    with serve({NAME: {OLD: tmp_path / "less"}}) as hub:
-        point_at(monkeypatch, hub.url, tmp_path / "cache")
-        with pytest.raises(BadInput, match=r"no config\.json of owner/tiny"):
-            download.read_config_folder(download.Source(None, NAME, OLD))
+def test_bytes_to_fetch_are_those_of_the_checkpoint_that_are_not_here_yet(hub, models, runtime):
+    source = resolve(runtime)
+    expected = sizes(models[OLD])
+    small = expected["config.json"] + expected["model.safetensors.index.json"]  # read to know the weights' names
+    assert download.bytes_to_fetch(source) == sum(expected.values()) - small
+    assert hub.sent == small
+    fetch(runtime)
+    assert download.bytes_to_fetch(source) == 0
+    assert download.bytes_to_fetch(resolve(runtime, source=str(models[OLD]))) == 0
 
 
-def test_read_config_offline_before_it_was_fetched_is_refused(hub, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInput, match=r"no config\.json of owner/tiny .*check the name and the connection"):
-        download.read_config_folder(download.Source(None, NAME, OLD))
+def test_download_hub_progress_goes_from_nothing_to_all_bytes(hub, models, runtime, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", written := Terminal())
+    monkeypatch.setattr("tasks.progress.tqdm", lambda **options: bars.append(Bar(options)) or bars[-1])
+    bars: list[Bar] = []
+
+    class Bar:
+        def __init__(self, options):
+            self.title, self.total, self.seen = options["desc"], options["total"], [options["initial"]]
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def update(self, amount):
+            self.seen.append(amount)
+
+    fetch(runtime)
+    (bar,) = [bar for bar in bars if bar.title == "download" and len(bar.seen) > 3]
+    assert bar.total == sum(sizes(models[OLD]).values()) == sum(bar.seen)
+    assert written.getvalue() == "", "no bar of the library beside ours"
 
 
 def test_download_folder_is_linked_and_survives_the_removal_of_its_origin(models, runtime, tmp_path):
