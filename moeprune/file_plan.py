@@ -194,6 +194,6 @@ def _check_quantisation(config: object) -> None:
             f"config.json: quantization_config names {config}, an expert by its number, which pruning changes: "
             "quantise all experts of a layer alike"
         )
-    inner = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    inner = [*config, *config.values()] if isinstance(config, dict) else config if isinstance(config, list) else ()
     for value in inner:
         _check_quantisation(value)

@@ -27,10 +27,9 @@ def parameters(source: Checkpoint, plan: Plan, keep: Keep, top_k: int) -> tuple[
     """
     total = active = 0.0
     counted: set[str] = set()
-    infos = _pruned(source, plan, keep)
-    for name, info in infos.items():
+    for name, info in _pruned(source, plan, keep).items():
         whole = plan.whole_of(name)
-        if whole in counted or (whole != name and whole in infos):
+        if whole in counted:
             continue
         counted.add(whole)
         left = _left(plan, layer_of(name), keep)

@@ -18,8 +18,8 @@ from moeprune.errors import BadInput
 from moeprune.projections import KINDS, Kind, Projection, unnumbered
 from moeprune.schema import Plan, layer_of
 from moeprune.statistics import Statistics
-from moeprune.surgery import Contents, write_checkpoint
 from moeprune.weight_masks import NOfM, Pattern
+from moeprune.writing import Contents, write_checkpoint
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """A weight criterion: (matrix [out, in], energy [in]) -> importance [out, in], higher = keep."""

@@ -9,7 +9,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from moeprune.checkpoint import Checkpoint
 from moeprune.errors import BadInput
-from moeprune.surgery import Contents
+from moeprune.writing import Contents
 
 
 @torch.no_grad()

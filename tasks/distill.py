@@ -61,8 +61,8 @@ def distill(step: Step, runtime: Runtime, params: DistillParams, trust_remote_co
         from moeprune.distillation import Distillation, Settings
         from moeprune.files import load_corpus
         from moeprune.models import cached_model, load_model, pick_device
-        from moeprune.surgery import write_checkpoint
         from moeprune.trained import trained_contents
+        from moeprune.writing import write_checkpoint
 
         set_threads(runtime)
         base, mask, pruned = (step.inputs[name] for name in ("download", "mask", "prune"))

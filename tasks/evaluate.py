@@ -28,7 +28,7 @@ CODE = (
     "moeprune.footprint",
     "moeprune.models",
     "moeprune.corpus",
-    "moeprune.surgery",
+    "moeprune.sizes",
     "moeprune.likelihood",
     "tasks.held_out",
     "tasks.harvest",
@@ -166,6 +166,7 @@ def evaluate(
     def build(target: Path) -> dict[str, Any]:
         from transformers import AutoTokenizer
 
+        from moeprune.configs import read_config
         from moeprune.footprint import measure
         from moeprune.models import load_model, pick_device
 
@@ -176,7 +177,8 @@ def evaluate(
         folder, device = store.folder(checkpoint), pick_device(runtime.device)
         memory = measure(folder, params.dtype, device, params.sequence_length, trust_remote_code)
         model = load_model(folder, params.dtype, device, trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = read_config(folder, trust_remote_code)  # by it transformers chooses the tokenizer's class
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=trust_remote_code)
         found: dict[str, Any] = {"metrics": {}, "pooled": {}}
         samples: list[dict[str, Any]] = []
         written: list[dict[str, str]] = []
@@ -221,13 +223,14 @@ def evaluate(
 def _sizes(folder: Path, trust_remote_code: bool) -> dict[str, int]:
     """Bytes of the weights on disk, parameters in total, and parameters a token makes use of."""
     from moeprune.checkpoint import open_checkpoint
-    from moeprune.schema import read_config, read_plan, read_routing
-    from moeprune.surgery import parameters
+    from moeprune.configs import read_config, read_routing
+    from moeprune.file_plan import read_file_plan
+    from moeprune.sizes import parameters
 
     checkpoint = open_checkpoint(folder)
-    config = read_config(folder, trust_remote_code)
-    routing = read_routing(config)
-    total, active = parameters(checkpoint, read_plan(config, trust_remote_code), routing.experts, routing.top_k)
+    routing = read_routing(read_config(folder, trust_remote_code))
+    plan = read_file_plan(checkpoint, trust_remote_code)
+    total, active = parameters(checkpoint, plan, routing.experts, routing.top_k)
     return {"disk": checkpoint.weight_bytes, "parameters": total, "active_parameters": active}
 
 

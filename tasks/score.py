@@ -12,7 +12,7 @@ from tasks.identity import code_digest
 from tasks.progress import progress
 
 SCORES = "scores.safetensors"
-WEIGHTS = ("moeprune.experts", "moeprune.schema")
+WEIGHTS = ("moeprune.experts", "moeprune.file_plan")
 AUTO = "auto"
 PRINCIPLE = {
     "task-agnostic": (
@@ -171,12 +171,12 @@ def _from_checkpoint(step: Step, store: Store, params: ScoreParams, trust_remote
 
     from moeprune.checkpoint import open_checkpoint
     from moeprune.experts import LayerExperts, layer_router
-    from moeprune.schema import read_config, read_plan
+    from moeprune.file_plan import read_file_plan
 
     artifact = step.inputs["download"]
     assert artifact is not None
     checkpoint = open_checkpoint(store.folder(artifact))
-    plan = read_plan(read_config(checkpoint.folder, trust_remote_code), trust_remote_code)
+    plan = read_file_plan(checkpoint, trust_remote_code)
     criterion = params.found
     options = criterion.options(params.options)
     layers = torch.tensor(plan.layers)

@@ -15,12 +15,13 @@ from observed import corpus_of
 from torch import Tensor
 
 from moeprune.checkpoint import Checkpoint, open_checkpoint
+from moeprune.configs import read_config
 from moeprune.corpus import Corpus
 from moeprune.criteria import moe_pruner, wanda
 from moeprune.observation import observe_chunk
 from moeprune.observer import Observer
 from moeprune.projections import projections
-from moeprune.schema import read_config, read_plan
+from moeprune.schema import read_plan
 from moeprune.sparsity import Energies, energies_of, sparsify_checkpoint
 from moeprune.statistics import Statistics
 from moeprune.weight_masks import parse_pattern

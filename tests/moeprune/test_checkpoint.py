@@ -15,10 +15,10 @@ from moeprune.checkpoint import (
     open_checkpoint,
     refuse_non_finite,
     sha256,
-    write_safetensors,
 )
 from moeprune.errors import BadInput
 from moeprune.models import load_model
+from moeprune.writing import write_safetensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -138,7 +138,10 @@ def test_digest_does_not_depend_on_order():
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool],
+    [
+        *(torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz),
+        *(torch.int64, torch.int32, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.bool),
+    ],
     ids=str,
 )
 def test_written_file_is_read_by_the_library(tmp_path, dtype):
@@ -161,6 +164,26 @@ def test_written_file_is_read_by_the_library(tmp_path, dtype):
     for name, tensor in tensors.items():
         assert found[name].dtype == dtype
         assert torch.equal(found[name].double(), tensor.double())
+
+
+def test_four_bit_numbers_travel_as_bytes(tmp_path):
+    packed = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
+    stored = TensorInfo("ours.safetensors", "F4", (2, 3, 8), 24)
+    write_safetensors(tmp_path / "model.safetensors", {"w": stored}, iter([packed.view(torch.float4_e2m1fn_x2)]))
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.tensors["w"].shape == (2, 3, 8) and checkpoint.weight_bytes == 24
+    read = checkpoint.read("w").index_select(0, torch.tensor([1]))
+    assert torch.equal(read.view(torch.uint8), packed[1:])
+    refuse_non_finite(tmp_path / "model.safetensors")
+
+
+def test_open_type_that_torch_does_not_have_is_refused_by_name(tmp_path):
+    header = json.dumps({"w": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"123")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BadInput, match="holds w as F6_E2M3"):
+        open_checkpoint(tmp_path)
 
 
 def test_written_tensor_of_another_shape_or_type_than_planned_is_an_error(tmp_path):

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from moeprune import criteria
 from moeprune.checkpoint import open_checkpoint
+from moeprune.configs import read_config
 from moeprune.errors import BadInput
 from moeprune.experts import LayerExperts, layer_router
-from moeprune.schema import Axis, read_config, read_plan
+from moeprune.schema import Axis, read_plan
 
 FOUND = {word: criteria.find(word) for word in criteria.words()}
 OF_WEIGHTS = [word for word, found in FOUND.items() if found.reads == "experts"]

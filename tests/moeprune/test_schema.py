@@ -7,9 +7,10 @@ import tiny
 from transformers import AutoConfig, LlamaConfig
 
 from moeprune.checkpoint import open_checkpoint
+from moeprune.configs import edited_config, read_config, read_routing, with_expert_count, without_heads
 from moeprune.errors import BadInput
 from moeprune.routing import Routing
-from moeprune.schema import Axis, edited_config, layer_of, read_config, read_plan, read_routing, with_expert_count
+from moeprune.schema import Axis, layer_of, read_plan
 
 EXPECTED_AXES = {
     "mixtral": {"mlp.gate.weight": Axis(0, 1, 0), "mlp.experts.down_proj": Axis(0, 1, 0)},
@@ -61,7 +62,7 @@ def test_plan_leaves_the_config_as_it_was():
         ("qwen2_moe", Routing(8, 2)),
         ("qwen3_moe", Routing(8, 2)),
         ("gpt_oss", Routing(8, 2)),
-        ("deepseek_v3", Routing(8, 2, groups=2, top_groups=1)),
+        ("deepseek_v3", Routing(8, 2, groups=2, top_groups=1, ranked_by=2)),
     ],
 )
 def test_routing_is_read_from_the_config(family, routing):
@@ -111,6 +112,43 @@ def test_edited_config_sets_every_alias_and_no_other_number():
     assert config["num_experts"] == 8 and config["ffn_config"]["moe_num_experts"] == 8
     with pytest.raises(BadInput, match="names no expert count of 8"):
         edited_config({"num_experts": 9}, before=8, after=6)
+
+
+def test_edited_config_reaches_a_config_within_a_config_within_a_config():
+    config = {
+        "thinker_config": {"text_config": {"num_experts": 8}, "vision_config": {"num_experts": 8}},
+        "num_experts": 4,
+    }
+    assert edited_config(config, before=8, after=6) == {
+        "thinker_config": {"text_config": {"num_experts": 6}, "vision_config": {"num_experts": 8}},
+        "num_experts": 4,
+    }
+
+
+def test_config_without_heads_sets_the_counts_that_are_there():
+    config = {"num_nextn_predict_layers": 1, "text_config": {"mtp_num_hidden_layers": 2}, "num_mtp_layers": None}
+    assert without_heads(config) == {
+        "num_nextn_predict_layers": 0,
+        "text_config": {"mtp_num_hidden_layers": 0},
+        "num_mtp_layers": None,
+    }
+    assert config["num_nextn_predict_layers"] == 1
+
+
+def test_config_is_read_from_a_folder_or_a_file(saved):
+    assert read_config(saved("olmoe")).to_diff_dict() == read_config(saved("olmoe") / "config.json").to_diff_dict()
+
+
+def test_blocks_are_the_innermost_modules_that_hold_router_and_experts():
+    assert read_plan(tiny.shared_model("mixtral").config).blocks == {
+        f"model.layers.{layer}.{name}." for layer in (0, 1) for name in ("mlp", "block_sparse_moe")
+    }
+
+
+def test_experts_without_matrices_are_refused():
+    values = {"is_moe": True, "num_experts": 16, "num_experts_per_tok": 2, "hidden_size": 32, "num_hidden_layers": 1}
+    with pytest.raises(BadInput, match="'doge' keeps its experts in a form that cannot be pruned"):
+        read_plan(AutoConfig.for_model("doge", **values))
 
 
 def test_layer_of_reads_the_number_of_the_decoder_layer():

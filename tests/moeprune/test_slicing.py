@@ -1,5 +1,6 @@
 """A model sliced in memory against the checkpoint written by surgery, and against the masked whole model."""
 
+import families
 import pytest
 import tiny
 import torch
@@ -9,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moeprune.checkpoint import open_checkpoint
 from moeprune.errors import BadInput
+from moeprune.file_plan import read_file_plan
 from moeprune.masks import Mask
 from moeprune.schema import Axis, Plan, read_plan
 from moeprune.slicing import routed_without, sliced, whole_numbers
@@ -118,6 +120,24 @@ def test_sliced_without_experts_routes_alike_and_copies_no_expert(family):
     (_, expert, gate), (_, same_expert, same_gate) = seen
     assert torch.equal(expert, same_expert) and torch.equal(gate, same_gate)
     assert expert.max() == len(SOME[0]) - 1
+
+
+@pytest.mark.parametrize("family", ["jetmoe", "deepseek_v4"])
+def test_sliced_attention_experts_and_token_tables_equal_the_pruned_checkpoint(family, tmp_path):
+    # jetmoe: the same experts leave its attention; deepseek_v4: tokens bound to experts that left get others.
+    model = families.tiny_model(family)
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "pruned").mkdir()
+    source = open_checkpoint(tmp_path / "whole")
+    plan, before = read_file_plan(source), state_of(model)
+    kept = {layer: SOME[layer % 2] for layer in plan.layers}
+    prune_checkpoint(source, plan, Mask("0" * 64, plan.experts, kept), tmp_path / "pruned", 10**9)
+    expected = tiny.logits(tiny.load(tmp_path / "pruned"), IDS)
+    assert distance(expected, tiny.logits(model, IDS)) > 1e-3
+    for block in (sliced, routed_without):
+        with block(model, plan, kept):
+            assert distance(tiny.logits(model, IDS), expected) < TOLERANCE
+        assert state_of(model) == before
 
 
 def test_positions_follow_blocks_of_rows_and_keep_the_rows_of_no_expert():

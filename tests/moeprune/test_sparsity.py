@@ -23,10 +23,11 @@ from sparse import (
 )
 
 from moeprune.checkpoint import open_checkpoint
+from moeprune.configs import read_config
 from moeprune.criteria import moe_pruner, wanda
 from moeprune.errors import BadInput
 from moeprune.projections import projections
-from moeprune.schema import read_config, read_plan
+from moeprune.schema import read_plan
 from moeprune.sparsity import energies_of, sparse_mask, sparsify, stored_sizes
 from moeprune.weight_masks import parse_pattern
 

@@ -10,10 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moeprune.checkpoint import Checkpoint, open_checkpoint
+from moeprune.configs import read_config
 from moeprune.errors import BadInput
+from moeprune.file_plan import read_file_plan
 from moeprune.masks import Mask
-from moeprune.schema import Plan, read_config, read_plan
-from moeprune.surgery import parameters, prune_checkpoint, pruned_bytes, write_checkpoint
+from moeprune.schema import Plan, read_plan
+from moeprune.sizes import parameters, pruned_bytes
+from moeprune.surgery import prune_checkpoint
+from moeprune.writing import write_checkpoint
 
 KEEP = 6
 ONE_FILE = 10**9
@@ -23,7 +27,7 @@ IDS = torch.stack(tiny.token_ids(24, 24))
 
 
 def plan_of(folder: Path) -> Plan:
-    return read_plan(read_config(folder))
+    return read_file_plan(open_checkpoint(folder))
 
 
 def some_mask(plan: Plan, keep: int = KEEP, seed: int = 7) -> Mask:
@@ -189,15 +193,13 @@ def test_stored_precisions_are_kept_and_mixed_ones_are_readable(saved, tmp_path)
     assert all(found[name].dtype == state[name].dtype for name in found if ".experts." not in name)
 
 
-@pytest.mark.parametrize(
-    "name", ["model.layers.0.mlp.experts.0.gate_proj.weight_scale_inv", "mtp.layers.0.mlp.experts.0.up_proj.weight"]
-)
-def test_tensor_of_one_expert_that_nothing_explains_is_refused(name, saved, tmp_path):
-    shutil.copytree(saved("qwen3_moe"), tmp_path / "odd")
-    path = tmp_path / "odd" / "model.safetensors"
+def test_plan_of_the_config_alone_does_not_prune_files_that_hold_more(saved, tmp_path):
+    shutil.copytree(saved("qwen3_moe"), tmp_path / "more")
+    path, name = tmp_path / "more" / "model.safetensors", "model.layers.0.mlp.experts.0.gate_proj.weight_scale_inv"
     save_file(load_file(path) | {name: torch.ones(1, 1)}, path, metadata={"format": "pt"})
-    with pytest.raises(BadInput, match=name):
-        prune(tmp_path / "odd", tmp_path / "pruned", some_mask(plan_of(tmp_path / "odd")))
+    plan = read_plan(read_config(tmp_path / "more"))
+    with pytest.raises(ValueError, match=f"{name} belongs to one expert, .* give that of the files"):
+        prune_checkpoint(open_checkpoint(tmp_path / "more"), plan, some_mask(plan), tmp_path / "pruned", ONE_FILE)
 
 
 def test_mask_that_does_not_fit_the_checkpoint_is_refused(saved, tmp_path):
@@ -206,7 +208,6 @@ def test_mask_that_does_not_fit_the_checkpoint_is_refused(saved, tmp_path):
         [
             (8, {0: fits.kept[0]}),  # a layer is missing
             (8, fits.kept | {2: fits.kept[0]}),  # a layer too many
-            (8, fits.kept | {1: fits.kept[1][:-1]}),  # unlike numbers: no stock config can say so
             (16, fits.kept),
         ]
     ):
@@ -226,6 +227,17 @@ def test_tokenizer_and_generation_config_go_along_and_other_files_stay(saved, tm
         "tokenizer.json",
         "chat_template.jinja",
     }
+
+
+def test_code_that_the_config_names_goes_along_and_counts(saved, tmp_path):
+    shutil.copytree(saved("olmoe"), tmp_path / "whole")
+    (tmp_path / "whole/modeling_own.py").write_text("A = 1\n")
+    assert "modeling_own.py" not in open_checkpoint(tmp_path / "whole").files  # no one asks for it
+    config = json.loads((tmp_path / "whole/config.json").read_text())
+    (tmp_path / "whole/config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "modeling_own.Own"}}))
+    pruned = prune(tmp_path / "whole", tmp_path / "pruned", some_mask(plan_of(tmp_path / "whole")))
+    assert (tmp_path / "pruned/modeling_own.py").read_text() == "A = 1\n"
+    assert "modeling_own.py" in pruned.files and pruned.config["auto_map"]
 
 
 def test_progress_is_told_every_byte(saved, tmp_path):

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from moeprune.checkpoint import Checkpoint, open_checkpoint
 from moeprune.errors import BadInput
 from moeprune.models import load_model
-from moeprune.surgery import write_checkpoint
 from moeprune.trained import trained_contents
+from moeprune.writing import write_checkpoint
 
 WEIGHTS = "model.safetensors"
 
