@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from flows.chain import Sources
+from flows.fit import check_budget, check_fit
 from flows.recipe import Recipe
 from moeprune.checkpoint import Checkpoint, open_checkpoint
+from moeprune.configs import read_config, read_routing
 from moeprune.corpus import read_documents
 from moeprune.errors import BadInput
-from moeprune.projections import Projection, projections
-from moeprune.routing import Routing
-from moeprune.schema import Plan, read_config, read_plan, read_routing
-from moeprune.sparsity import expert_weights
-from moeprune.surgery import pruned_bytes
-from moeprune.weight_masks import parse_pattern
+from moeprune.file_plan import read_file_plan
+from moeprune.inspection import written
+from moeprune.meta import meta_model
+from moeprune.schema import Plan, read_plan
+from moeprune.sizes import pruned_bytes
 from tasks import calibrate, download, evaluate, mask
 from tasks.artifacts import Store
 
@@ -67,41 +68,28 @@ def _check_model(recipe: Recipe, model: download.Source, store: Store) -> int | 
         folder = store.folder(stored)  # what is in the store needs no Hub
     checkpoint = open_checkpoint(folder) if folder else None
     config = read_config(folder or download.read_config_folder(model), trusted)
-    routing = read_routing(config)
-    if recipe.skips and routing.top_k != 2:
-        raise BadInput(
-            f"evaluate.expert_skipping: it is defined for two experts a token, this model chooses {routing.top_k}"
-        )
-    plan = read_plan(config, trusted)
+    routing, library = read_routing(config), meta_model(config, trusted)
+    plan = read_file_plan(checkpoint, trusted) if checkpoint else read_plan(config, trusted)
+    check_fit(recipe, library, checkpoint or Checkpoint(Path(), written(library)), plan, routing)
     if checkpoint is None:
+        download.check_space(model)
         if recipe.mask.bytes is not None:
             return None
         keep = mask.number_to_keep(recipe.mask, download.read_config_folder(model), trusted)
-        _check_rules(recipe, keep, routing)
+        check_budget(recipe, keep, routing)
         return keep
     keep = mask.number_to_keep(recipe.mask, checkpoint.folder, trusted)
-    _check_rules(recipe, keep, routing)
-    if recipe.sparse:
-        _check_pattern(recipe, checkpoint, plan, projections(config, trusted))
+    check_budget(recipe, keep, routing)
     store.check_space(disk_needed(recipe, checkpoint, plan, keep))
     return keep
 
 
-def _check_rules(recipe: Recipe, keep: int, routing: Routing) -> None:
-    names = [corpus.name for corpus in recipe.calibrate.corpora] if recipe.calibrate else []
-    for params in (recipe.mask, recipe.mask.candidate):
-        if params is not None and not recipe.sparse:
-            params.rule.check(keep, routing, names, params.options)
-
-
-def _check_pattern(recipe: Recipe, checkpoint: Checkpoint, plan: Plan, found: dict[str, Projection]) -> None:
-    """BadInput if weights inside experts cannot be zeroed, or rows are not made of whole blocks."""
-    for name, (projection, _) in expert_weights(checkpoint, plan, found).items():
-        parse_pattern(recipe.mask.pattern).blocks(checkpoint.tensors[name].shape[projection.input_axis])
-
-
 def disk_needed(recipe: Recipe, checkpoint: Checkpoint, plan: Plan, keep: int) -> int:
-    """Bytes a run may write: the pruned checkpoint, tokens, and statistics with the copy that keeps progress."""
+    """Bytes a run may write: the pruned checkpoint, tokens, and statistics with the copy that keeps progress.
+
+    A rule that keeps more experts in one layer than in another is taken to keep the average in all: the same bytes
+    where layers are of one size, as in all families but those whose experts differ between layers.
+    """
     size = pruned_bytes(checkpoint, plan, keep)
     if recipe.distill is not None:  # the result, and the weights with two moments, in float32, twice while replaced
         size += 13 * size

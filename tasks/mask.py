@@ -1,5 +1,6 @@
 """mask: scores and a budget become the experts each layer keeps, or the recipe of a weight mask."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from pydantic import ByteSize, Field, field_validator, model_validator
 
 from moeprune.errors import BadInput, known_word
+from moeprune.routing import Routing
 from moeprune.selection import Rule, find
 from tasks.artifacts import Artifact, Params, Runtime, Step, Store, set_threads, stage
 from tasks.identity import code_digest
@@ -24,7 +26,7 @@ class MaskParams(Params):
     ratio: float | None = Field(None, ge=0, lt=1)
     """Fraction of each layer's experts to REMOVE; the number removed is rounded down."""
     keep: int | None = Field(None, gt=0)
-    """Experts each layer keeps."""
+    """Experts each layer keeps; on average, if the selection rule keeps more in one than in another."""
     bytes: ByteSize | None = None
     """Most bytes the pruned checkpoint's weights may have, such as 9GB."""
     sparsity: float | str | None = None
@@ -87,35 +89,52 @@ def _rules() -> list[str]:
 
 
 def number_to_keep(params: MaskParams, folder: Path, trust_remote_code: bool = False) -> int:
-    """Experts each layer keeps; only headers and the config are read. BadInput if the router cannot work with them.
+    """Experts each layer keeps, or keeps on average; only headers and the config are read.
 
-    `folder` holds the checkpoint, for `bytes` with its weights.
+    `folder` holds the checkpoint, for `bytes` with its weights. Raises BadInput, with the nearest request that can be
+    met, if the router cannot work with that many experts.
     """
-    from moeprune.masks import number_kept
-    from moeprune.schema import read_config, read_routing
+    from moeprune.configs import read_config, read_routing
 
     routing = read_routing(read_config(folder, trust_remote_code))
     if params.bytes is not None:
         return _within(params.bytes, folder, trust_remote_code)
-    keep = params.keep if params.keep is not None else number_kept(params.ratio or 0.0, routing.experts)
-    routing.check(keep)
+    return _checked(params, routing)
+
+
+def _checked(params: MaskParams, routing: Routing) -> int:
+    from moeprune.masks import number_kept, ratio_kept
+
+    if params.keep is not None:
+        routing.check(params.keep, "mask.keep")
+        return params.keep
+    ratio = params.ratio or 0.0
+    keep = number_kept(ratio, routing.experts)
+    routing.check(
+        keep,
+        f"mask.ratio {ratio}",
+        lambda number: f"{ratio_kept(number, routing.experts)} ({number} of {routing.experts} kept)",
+    )
     return keep
 
 
 def _within(budget: int, folder: Path, trust_remote_code: bool) -> int:
     from moeprune.checkpoint import open_checkpoint
-    from moeprune.schema import read_config, read_plan, read_routing
-    from moeprune.surgery import pruned_bytes
+    from moeprune.configs import read_config, read_routing
+    from moeprune.file_plan import read_file_plan
+    from moeprune.sizes import pruned_bytes
 
-    config = read_config(folder, trust_remote_code)
-    routing, plan = read_routing(config), read_plan(config, trust_remote_code)
     checkpoint = open_checkpoint(folder)
-    for keep in range(routing.experts, routing.least - 1, -routing.groups):
-        if keep % routing.groups == 0 and (size := pruned_bytes(checkpoint, plan, keep)) <= budget:
-            return keep
+    routing = read_routing(read_config(folder, trust_remote_code))
+    plan = read_file_plan(checkpoint, trust_remote_code)
+    feasible = [keep for keep in range(routing.experts + 1) if routing.works(keep)]
+    fitting = bisect_right(feasible, budget, key=lambda keep: pruned_bytes(checkpoint, plan, keep))
+    if fitting:
+        return feasible[fitting - 1]
+    least = pruned_bytes(checkpoint, plan, routing.least)
     raise BadInput(
         f"mask.bytes: {budget} bytes wanted, but with {routing.least} experts a layer, the fewest the "
-        f"router can work with, the weights have {size}: give at least that"
+        f"router can work with, the weights have {least}: give at least that"
     )
 
 
@@ -178,14 +197,17 @@ def mask(step: Step, runtime: Runtime, params: MaskParams, trust_remote_code: bo
     def build(target: Path) -> dict[str, Any]:
         if params.sparsity is not None:
             return _write_weight_mask(step, target)
+        from moeprune.checkpoint import open_checkpoint
+        from moeprune.configs import read_config, read_routing
+        from moeprune.file_plan import read_file_plan
         from moeprune.masks import Mask
-        from moeprune.schema import read_config, read_plan, read_routing
 
         set_threads(runtime)
         checkpoint = step.inputs["download"]
         assert checkpoint
-        config = read_config(store.folder(checkpoint), trust_remote_code)
-        plan, routing = read_plan(config, trust_remote_code), read_routing(config)
+        folder = store.folder(checkpoint)
+        plan = read_file_plan(open_checkpoint(folder), trust_remote_code)
+        routing = read_routing(read_config(folder, trust_remote_code))
         with progress(step.title, len(plan.layers), "layer") as done:
             given = _readable(step, runtime, trust_remote_code) | {
                 "plan": lambda: plan,
@@ -195,12 +217,14 @@ def mask(step: Step, runtime: Runtime, params: MaskParams, trust_remote_code: bo
             }
             rule = params.rule
             chosen = rule.select(**{name: given[name]() for name in rule.reads}, **step.params["options"])
-        kept = {layer: tuple(row) for layer, row in zip(plan.layers, chosen.tolist(), strict=True)}
+        kept = {layer: tuple(row.tolist()) for layer, row in zip(plan.layers, chosen, strict=True)}
+        routing.check_kept(kept)
         result = Mask(checkpoint.digest, routing.experts, kept)
         (target / MASK).write_text(result.to_json())
         scores = given["scores"]() if "scores" in rule.reads else None
         table = margins(result, scores.tolist() if scores is not None else None)
-        return {"kept": step.params["keep"], "experts": routing.experts, "table": table}
+        counts = {str(layer): count for layer, count in result.counts.items()}
+        return {"kept": step.params["keep"], "counts": counts, "experts": routing.experts, "table": table}
 
     return store.produce(step, runtime, build)
 

@@ -1,4 +1,7 @@
-"""prune: a checkpoint and a mask become a stock checkpoint with fewer experts, or with sparse ones."""
+"""prune: a checkpoint and a mask become a checkpoint with fewer experts, or with sparse ones.
+
+It is a stock checkpoint, unless the mask keeps more experts in one layer than in another: see moeprune/uneven.py.
+"""
 
 import io
 from pathlib import Path
@@ -10,7 +13,7 @@ from tasks.artifacts import Artifact, Params, Runtime, Step, Store, logger, set_
 from tasks.identity import code_digest
 from tasks.progress import progress
 
-CODE = ("moeprune.surgery",)
+CODE = ("moeprune.surgery", "moeprune.file_plan", "moeprune.sizes", "moeprune.loader.modeling_moeprune")
 SPARSE_CODE = ("moeprune.sparsity", "moeprune.projections", "moeprune.files")
 SEQUENTIAL_CODE = ("moeprune.sequential", "moeprune.models")
 
@@ -68,30 +71,39 @@ def prune(step: Step, runtime: Runtime, params: PruneParams, trust_remote_code: 
 
 def _remove_experts(step: Step, runtime: Runtime, text: str, target: Path, shard: int, trusted: bool) -> dict[str, Any]:
     from moeprune.checkpoint import open_checkpoint
+    from moeprune.configs import read_config, read_routing
+    from moeprune.file_plan import read_file_plan
     from moeprune.masks import Mask
-    from moeprune.schema import read_config, read_plan, read_routing
-    from moeprune.surgery import parameters, prune_checkpoint, pruned_bytes
+    from moeprune.sizes import parameters, pruned_bytes
+    from moeprune.surgery import prune_checkpoint
 
     store, checkpoint = Store(runtime.store), step.inputs["download"]
     assert checkpoint
     source = open_checkpoint(store.folder(checkpoint))
     mask = Mask.from_json(text)
-    config = read_config(source.folder, trusted)
-    plan, routing = read_plan(config, trusted), read_routing(config)
-    (keep,) = set(mask.counts.values())
-    size = pruned_bytes(source, plan, keep)
+    plan, routing = read_file_plan(source, trusted), read_routing(read_config(source.folder, trusted))
+    routing.check_kept(mask.kept)
+    size = pruned_bytes(source, plan, mask)
     store.check_space(size)
+    if plan.dropped:
+        logger().warning(
+            "%s: left out %d tensors of prediction heads, whose experts were not observed, such as %s",
+            step.title,
+            len(plan.dropped),
+            min(plan.dropped),
+        )
     with progress(step.title, size, "B") as done:
         prune_checkpoint(source, plan, mask, target, shard, done)
-    total, active = parameters(source, plan, keep, routing.top_k)
+    total, active = parameters(source, plan, mask, routing.top_k)
     return {"bytes": size, "bytes_before": source.weight_bytes, "parameters": total, "active_parameters": active}
 
 
 def _zero_weights(step: Step, runtime: Runtime, text: str, target: Path, shard: int, trusted: bool) -> dict[str, Any]:
     from moeprune.checkpoint import open_checkpoint
+    from moeprune.configs import read_config
     from moeprune.criteria import find
+    from moeprune.file_plan import read_file_plan
     from moeprune.projections import projections
-    from moeprune.schema import read_config, read_plan
     from moeprune.sparsity import energies_of, sparsify_checkpoint, stored_sizes
     from moeprune.weight_masks import WeightMask, parse_pattern
 
@@ -103,7 +115,7 @@ def _zero_weights(step: Step, runtime: Runtime, text: str, target: Path, shard: 
     mask = WeightMask.from_json(text)
     criterion, pattern = find(mask.criterion), parse_pattern(mask.pattern)
     config = read_config(source.folder, trusted)
-    plan, found = read_plan(config, trusted), projections(config, trusted)
+    plan, found = read_file_plan(source, trusted), projections(config, trusted)
     if mask.order == "sequential":
         energies = _sequential(step, runtime, criterion, pattern, trusted)
     else:
@@ -130,7 +142,7 @@ def _observed(step: Step, store: Store) -> Any:
 
 def _sequential(step: Step, runtime: Runtime, criterion: Any, pattern: Any, trusted: bool) -> Any:
     from moeprune.files import load_corpus
-    from moeprune.interface import experts_modules
+    from moeprune.interface import experts_of
     from moeprune.models import cached_model, pick_device
     from moeprune.sequential import sequential_energies
 
@@ -139,7 +151,7 @@ def _sequential(step: Step, runtime: Runtime, criterion: Any, pattern: Any, trus
     device = pick_device(runtime.device)
     model = cached_model(store.folder(checkpoint), step.params["dtype"], device, trusted)
     corpora = [load_corpus(folder / "tokens.safetensors") for folder in _folders(step, store, "calibrate")]
-    total = sum(corpus.tokens for corpus in corpora) * len(experts_modules(model))
+    total = sum(corpus.tokens for corpus in corpora) * len(experts_of(model))
     with progress(f"{step.title} observing", total, "tok") as done:
         return sequential_energies(model, corpora, criterion.energy, criterion.score, pattern, runtime.batch_size, done)
 

@@ -18,14 +18,14 @@ def is_uneven(source: Path) -> bool:
 
 
 def counts(config: Any) -> dict[str, int] | None:
-    """Experts by the path of each layer, of a transformers config or a raw one; None if all layers hold equally many."""
+    """Experts by the path of each layer, by a transformers config or a raw one; None if all hold equally many."""
     content = config if isinstance(config, dict) else vars(config)
     found = content.get("moeprune")
     return found["experts"] if isinstance(found, dict) and found.get("format") == FORMAT else None
 
 
 def stock_config(source: Path) -> Any:
-    """transformers' own config of such a checkpoint, with the largest number of experts for all layers."""
+    """Give transformers' own config of such a checkpoint, with the largest number of experts for all layers."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from moeprune.loader.modeling_moeprune import MODEL_TYPE

@@ -9,9 +9,10 @@ A rule is one function `select` whose positional parameters say what it reads; i
     candidate   [L, keep]   what another rule keeps, or None
     keep, routing           how many experts stay in each layer, and what the router demands of them
 
-It returns the experts each layer keeps, [L, keep], ascending. Keyword-only parameters are the recipe's `mask.options`.
-A constant `SUMS` names the groups of `observe.sums` the rule needs beside core. A function `check(keep, routing,
-corpora, options)`, if there is one, refuses before any work what `select` would refuse.
+It returns the experts each layer keeps, [L, keep], ascending; or, if the constant `UNEVEN` is true, one row for each
+layer, `keep` long on average. Keyword-only parameters are the recipe's `mask.options`. A constant `SUMS` names the
+groups of `observe.sums` the rule needs beside core. A function `check(keep, routing, corpora, options)`, if there is
+one, refuses before any work what `select` would refuse.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,13 +30,17 @@ from moeprune.routing import Routing
 
 @dataclass(frozen=True)
 class Rule:
-    """A selection rule found by its word; `reads` are the names of what it must be given."""
+    """A selection rule found by its word.
+
+    `reads` are the names of what it must be given; an `uneven` one may keep more experts in one layer than in another.
+    """
 
     word: str
     reads: tuple[str, ...]
-    select: Callable[..., Tensor]
+    select: Callable[..., Tensor | list[Tensor]]
     defaults: dict[str, Any]
     sums: tuple[str, ...]
+    uneven: bool
 
     @property
     def module(self) -> str:
@@ -62,5 +67,5 @@ def find(word: str) -> Rule:
     """The rule of that name; BadInput with the nearest name if there is none."""
     known_word(word, words(), "mask.selection")
     module = import_module(f"{__name__}.{word}")
-    select = module.select
-    return Rule(word, options.positional(select), select, options.defaults(select), getattr(module, "SUMS", ()))
+    select, sums, uneven = module.select, getattr(module, "SUMS", ()), getattr(module, "UNEVEN", False)
+    return Rule(word, options.positional(select), select, options.defaults(select), sums, uneven)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from moeprune.errors import BadInput
-from moeprune.masks import FORMAT, Mask, number_kept
+from moeprune.masks import FORMAT, Mask, number_kept, ratio_kept
 
 MASK = Mask("a" * 64, 8, {10: (0, 3, 7), 2: (1, 2, 3)})
 
@@ -55,6 +55,18 @@ def test_mask_text_is_canonical_and_reads_back():
 def test_mask_removed_is_what_is_not_kept():
     assert MASK.removed(10) == (1, 2, 4, 5, 6)
     assert MASK.counts == {10: 3, 2: 3}
+
+
+def test_ratio_kept_is_a_ratio_that_keeps_so_many():
+    for experts in (1, 7, 8, 60, 64, 100, 128, 160, 256, 384, 512):
+        for keep in range(1, experts + 1):
+            ratio = ratio_kept(keep, experts)
+            assert number_kept(float(ratio), experts) == keep and len(ratio) <= len("0.1234")
+    assert (ratio_kept(48, 64), ratio_kept(8, 8), ratio_kept(40, 60)) == ("0.25", "0", "0.3334")
+
+
+def test_mask_is_uneven_if_layers_keep_different_numbers():
+    assert not MASK.uneven and Mask("b", 8, {0: (1, 2), 1: (0, 3, 4)}).uneven
 
 
 GOOD = {"format": FORMAT, "base": "b", "experts": 8, "kept": {"0": [0, 1]}}

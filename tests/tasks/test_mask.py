@@ -5,9 +5,11 @@ import json
 import pytest
 import sample
 import torch
+from transformers import DeepseekV3Config
 
 from moeprune.errors import BadInput
 from moeprune.files import save_scores
+from moeprune.masks import Mask
 from tasks import mask, prune
 from tasks.artifacts import Artifact, Step
 from tasks.mask import MaskParams, number_to_keep
@@ -39,6 +41,23 @@ def make(workshop, scores: torch.Tensor, keep: int) -> tuple[Artifact, dict]:
 )
 def test_number_to_keep_removed_experts_are_rounded_down(given, keep: int, workshop):
     assert number_to_keep(MaskParams(**given), workshop.folder / "model") == keep
+
+
+@pytest.mark.parametrize(
+    ("given", "reason", "remedy"),
+    [
+        ({"ratio": 0.3}, "mask.ratio 0.3: 45 of 64", "are 0.375 (40 of 64 kept) and 0.25 (48 of 64 kept)"),
+        ({"ratio": 0.9}, "mask.ratio 0.9: 7 of 64", "is 0.75 (16 of 64 kept)"),
+        ({"keep": 45}, "mask.keep: 45 of 64", "are 40 and 48"),
+        ({"keep": 70}, "mask.keep: 70 of 64", "is 64"),
+    ],
+    ids=str,
+)
+def test_number_to_keep_that_the_router_refuses_is_told_the_nearest_in_the_same_unit(given, reason, remedy, tmp_path):
+    DeepseekV3Config(n_routed_experts=64, n_group=8, topk_group=4).save_pretrained(tmp_path)
+    with pytest.raises(BadInput) as refusal:
+        number_to_keep(MaskParams(**given), tmp_path)
+    assert str(refusal.value).startswith(reason) and str(refusal.value).endswith(remedy)
 
 
 def test_number_to_keep_bytes_is_the_most_that_fits(workshop):
@@ -85,3 +104,19 @@ def test_mask_from_other_scores_that_keep_the_same_is_the_same_artifact_by_conte
     assert content == same and one.key != two.key and one.digest == two.digest != other.digest
     params = prune.PruneParams()
     assert prune.step(params, workshop.base, one).key == prune.step(params, workshop.base, two).key
+
+
+def test_prune_mask_that_leaves_a_layer_fewer_than_top_k_is_refused(workshop):
+    def build(target):
+        (target / "mask.json").write_text(Mask(workshop.base.digest, 8, {0: (1, 2), 1: (3,)}).to_json())
+        return {}
+
+    artifact = workshop.store.produce(Step("mask", "test", "test", {}, {}), workshop.runtime, build)
+    params = prune.PruneParams()
+    with pytest.raises(BadInput, match="layer 1: 1 of 8 experts to keep, but the router needs 2"):
+        prune.prune.fn(
+            step=prune.step(params, workshop.base, artifact),
+            runtime=workshop.runtime,
+            params=params,
+            trust_remote_code=False,
+        )
