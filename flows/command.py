@@ -119,6 +119,27 @@ def sweep(
 
 
 @app.command
+def inspect(
+    source: Annotated[str, Parameter(help="A checkpoint's folder, a config.json, or a Hub id such as owner/name.")],
+    /,
+    *,
+    revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
+    trust_remote_code: Annotated[
+        bool, Parameter(negative="", help="Let code that comes with the checkpoint run.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What a model is, what pruning would leave of it, and which methods it allows. Reads no weights."""
+    from flows import show_model
+    from flows.inspecting import inspect_source
+
+    found = inspect_source(source, revision, trust_remote_code)
+    show_model.model(source, found)
+    if as_json:
+        print(json.dumps(show_model.as_json(source, found)))
+
+
+@app.command
 def criteria() -> None:
     """List every criterion and selection rule: its word, what it needs, where it comes from, what it is good for."""
     from flows import show

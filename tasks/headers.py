@@ -44,7 +44,7 @@ def read_headers(params: DownloadParams) -> Headers:
 def _on_hub(source: Source) -> dict[str, TensorInfo]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     disable_progress_bars()
     try:
