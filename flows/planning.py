@@ -10,7 +10,8 @@ from flows.chain import chain
 from flows.preflight import disk_needed, preflight
 from flows.recipe import Recipe
 from moeprune.checkpoint import open_checkpoint
-from moeprune.schema import read_config, read_plan
+from moeprune.file_plan import read_file_plan
+from tasks import download
 from tasks.artifacts import MANIFEST, Artifact, Step, Store
 
 
@@ -27,13 +28,15 @@ class Planned:
 class Plan:
     """What a run would do, the bytes it may write, and the bytes of weights it holds in memory at once.
 
-    `training` are those of distilling: both models, gradients and two moments of each parameter.
+    `training` are those of distilling: both models, gradients and two moments of each parameter. `fetched` are bytes
+    that the Hub would send.
     """
 
     stages: list[Planned]
     disk: int | None
     memory: int | None
     training: int | None = None
+    fetched: int = 0
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -54,10 +57,10 @@ def make_plan(recipe: Recipe) -> Plan:
 
     chain(recipe, sources, store, look_up)
     if sources.model.folder is None or sources.keep is None:
-        return Plan(stages, None, None)
+        return Plan(stages, None, None, fetched=download.bytes_to_fetch(sources.model))
     checkpoint = open_checkpoint(sources.model.folder)
     trusted = recipe.download.trust_remote_code
-    plan = read_plan(read_config(checkpoint.folder, trusted), trusted)
+    plan = read_file_plan(checkpoint, trusted)
     training = None
     if recipe.distill is not None:
         parameters = sum(math.prod(info.shape) for info in checkpoint.tensors.values())

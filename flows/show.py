@@ -177,7 +177,8 @@ def plan(result: Plan) -> None:
         table.add_row(stage.step.title, stage.state, stage.why, (stage.step.key or "")[:12])
     console.print(table)
     if result.disk is None or result.memory is None:
-        console.print("disk and memory can be told when the model has been downloaded")
+        fetched = f"{size(result.fetched)}B would be fetched from the Hub; " if result.fetched else ""
+        console.print(f"{fetched}disk and memory can be told when the model has been downloaded")
     else:
         console.print(
             f"at most {size(result.disk)}B would be written to the store; the weights take "
