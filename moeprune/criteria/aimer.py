@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from moeprune.weights import power_sums
+
 
 def score(experts: Iterable[Sequence[Tensor]]) -> Float64[Tensor, "E"]:
     """Negated ratio of mean absolute to root mean square weight of an expert; higher = keep.
@@ -23,9 +25,7 @@ def score(experts: Iterable[Sequence[Tensor]]) -> Float64[Tensor, "E"]:
 
 
 def _score_of(matrices: Sequence[Tensor]) -> Float64[Tensor, ""]:
-    # Products of float32 weights are summed in float64: exact enough to rank experts of 10^8 weights.
-    absolute = sum(matrix.float().abs().sum(dtype=torch.float64) for matrix in matrices)
-    square = sum(matrix.float().square().sum(dtype=torch.float64) for matrix in matrices)
+    absolute, square = torch.stack([torch.stack(power_sums(matrix)) for matrix in matrices]).sum(0)
     size = sum(matrix.numel() for matrix in matrices)
     if not square:
         return torch.tensor(-torch.inf, dtype=torch.float64)

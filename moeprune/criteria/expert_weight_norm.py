@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from moeprune.weights import power_sums
+
 
 def score(experts: Iterable[Sequence[Tensor]], *, keep: Literal["high", "low"] = "high") -> Float64[Tensor, "E"]:
     """Euclidean length of all weights of an expert together, negated if `keep` is low; higher = keep.
@@ -20,10 +22,6 @@ def score(experts: Iterable[Sequence[Tensor]], *, keep: Literal["high", "low"] =
     elsewhere, by a norm or a learned factor.
     """
     norms = torch.stack(
-        [sum(map(_square, matrices), torch.zeros((), dtype=torch.float64)).sqrt() for matrices in experts]
+        [torch.stack([power_sums(matrix)[1] for matrix in matrices]).sum().sqrt() for matrices in experts]
     )
     return {"high": norms, "low": -norms}[keep].where(norms > 0, -torch.inf)
-
-
-def _square(matrix: Tensor) -> Float64[Tensor, ""]:
-    return matrix.float().square().sum(dtype=torch.float64)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from moeprune.weights import power_sums
+
 
 def score(experts: Iterable[Sequence[Tensor]]) -> Float64[Tensor, "E"]:
     """Mean absolute weight over all matrices of an expert together; higher = keep.
@@ -20,6 +22,6 @@ def score(experts: Iterable[Sequence[Tensor]]) -> Float64[Tensor, "E"]:
 
 
 def _score_of(matrices: Sequence[Tensor]) -> Float64[Tensor, ""]:
-    absolute = sum(matrix.float().abs().sum(dtype=torch.float64) for matrix in matrices)
+    absolute = sum(power_sums(matrix)[0] for matrix in matrices)
     size = sum(matrix.numel() for matrix in matrices)
     return absolute / size if absolute else torch.tensor(-torch.inf, dtype=torch.float64)
