@@ -9,13 +9,13 @@ from flows.recipe import Recipe
 from moeprune import loader
 from moeprune.checkpoint import Checkpoint
 from moeprune.errors import BadInput
-from moeprune.interface import Experts, experts_of, routers_of
+from moeprune.interface import Experts, experts_of
 from moeprune.methods import check_experts, check_inputs, check_routers
+from moeprune.observer import Observer
 from moeprune.projections import projections
 from moeprune.routing import Routing
 from moeprune.schema import Plan, layer_of
 from moeprune.sparsity import expert_weights
-from moeprune.statistics import DEPLOYED
 from moeprune.uneven import check_uneven
 from moeprune.weight_masks import parse_pattern
 
@@ -72,16 +72,7 @@ def _observable(model: Any, plan: Plan) -> dict[int, Experts]:
 
 def _check_sums(recipe: Recipe, model: Any, experts: dict[int, Experts], plan: Plan) -> None:
     """What the recipe wants to see of the experts can be seen."""
-    if "inputs" in recipe.observe.sums and not all(one.shows_inner for one in experts.values()):
-        raise BadInput(
-            "observe.sums: the inputs of this model's down projections cannot be observed: leave 'inputs' out"
-        )
-    other = [mode for mode in recipe.observe.gate_modes if mode != DEPLOYED]
-    if other and (unseen := sorted(experts.keys() - routers_of(model, experts).keys())):
-        raise BadInput(
-            f"observe.gate_modes: {other[0]} needs the router's logits, and the routers of layers {unseen} cannot be "
-            "told: leave it out"
-        )
+    Observer(model, recipe.observe.sums, recipe.observe.gate_modes)
     if name := next(_unobserved(model, experts, plan), None):
         print(
             f"note: {name} has an axis of experts too: it loses the same ones, though they are not observed",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moeprune.errors import BadInput
 from moeprune.interface import Experts, experts_of, in_place
+from moeprune.slicing import whole_numbers
 
 
 class ExpertPairs:
@@ -71,7 +72,7 @@ class StudentLayer:
 
     def __init__(self, experts: Experts, teacher: TeacherLayer, kept: Sequence[int]) -> None:
         self.experts, self.teacher = experts, teacher
-        self.kept = torch.tensor(kept, device=next(experts.module.parameters()).device)
+        self.kept = kept
         self.seen: tuple[Float[Tensor, "T K"], Int[Tensor, "T K"], Bool[Tensor, "T K"]] | None = None
 
     def run(self, hidden: Tensor, expert: Tensor, gate: Tensor) -> Tensor:
@@ -80,10 +81,12 @@ class StudentLayer:
             raise RuntimeError("the teacher must read a batch before the student does")
         rows = _outputs(self.experts, hidden, expert, gate)
         with torch.no_grad():
-            wanted = _outputs(self.teacher.experts, self.teacher.hidden, self.kept[expert], gate)
+            same = whole_numbers(expert, self.kept, self.teacher.experts.count)
+            wanted = _outputs(self.teacher.experts, self.teacher.hidden, same, gate)
         self.teacher.hidden = None
-        # zaya writes "skip" as (expert 0, gate 0): no visit.
-        self.seen = (rows.float() - wanted.float()).square().mean(-1), expert, gate != 0
+        # zaya writes "skip" as (expert 0, gate 0): no visit. Nor is one of longcat_flash's identity experts.
+        visited = (gate != 0) & (expert < self.experts.count)
+        self.seen = (rows.float() - wanted.float()).square().mean(-1), expert, visited
         return _together(rows, gate)
 
     def take(self, valid: Bool[Tensor, "T"]) -> Float[Tensor, ""]:
@@ -95,8 +98,9 @@ class StudentLayer:
         assert self.seen is not None
         (distance, expert, visited), self.seen = self.seen, None
         counted = visited & valid[:, None]
-        tokens = torch.bincount(expert[counted], minlength=self.experts.count)
-        return (distance * (counted / tokens.clamp_min(1)[expert])).sum()
+        routed = expert.clamp_max(self.experts.count - 1)
+        tokens = torch.bincount(routed[counted], minlength=self.experts.count)
+        return (distance * (counted / tokens.clamp_min(1)[routed])).sum()
 
 
 def _outputs(

@@ -42,9 +42,9 @@ class Observer:
             )
         self.layers = {layer: LayerObserver(experts, groups, gate_modes) for layer, experts in found.items()}
         self.routers = routers_of(model, found)
-        if set(gate_modes) - {DEPLOYED} and self.layers.keys() - self.routers.keys():
+        if set(gate_modes) - {DEPLOYED} and (unseen := sorted(self.layers.keys() - self.routers.keys())):
             raise BadInput(
-                f"observe.gate_modes: {type(model).__name__} does not expose its router logits: "
+                f"observe.gate_modes: {type(model).__name__} does not show its router logits in layers {unseen}: "
                 f"only '{DEPLOYED}' can be observed"
             )
         self._undo = ExitStack()

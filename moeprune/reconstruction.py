@@ -65,6 +65,8 @@ class LayerLoss:
         self.block = self.experts.block
         if self.experts.gates_input:
             raise self._unlike("multiplies the input of an expert by its gate")
+        if self.experts.numbers > self.experts.count:
+            raise self._unlike("has identity experts beside the routed ones")
         self.dense = 0.0
         self.parts = [self._part(input_ids, mask, earlier or {}) for input_ids, mask in inputs]
 

@@ -79,19 +79,18 @@ def skipping(model: nn.Module, beta: Mapping[int, float]) -> Iterator[Skipped]:
 
 def _skip(experts: Experts, layer: int, beta: float, counts: Skipped) -> ExpertsFunction:
     def function(hidden: Float[Tensor, "T D"], expert: Int[Tensor, "T 2"], gate: Float[Tensor, "T 2"]) -> Tensor:
-        here = expert < experts.count
-        two = ((gate != 0) & here).all(1, keepdim=True)
+        two = ((gate != 0) & (expert < experts.count)).all(1, keepdim=True)
         skipped = two & (gate.amin(1, keepdim=True) < beta * gate.amax(1, keepdim=True))
         first = torch.arange(2, device=gate.device) == gate.argmax(1, keepdim=True)
         gate = torch.where(skipped, gate.sum(1, keepdim=True) * first, gate)
         counts.tokens[layer] = counts.tokens.get(layer, 0) + len(gate)
         counts.skipped[layer] = counts.skipped.get(layer, 0) + skipped.sum()
         # Only the rows left are handed on: not every implementation skips numbers beyond the last expert.
-        row = ((gate != 0) & here).reshape(-1).nonzero().flatten()
+        row = ((gate != 0) & (expert < experts.numbers)).reshape(-1).nonzero().flatten()
         weight = gate.reshape(-1)[row]
         output = experts.outputs(hidden[row // 2], expert.reshape(-1)[row], weight) * weight[:, None]
         total = output.new_zeros(gate.numel(), output.shape[1])
         total[row] = output
-        return total.reshape(len(gate), 2, -1).sum(1)
+        return total.reshape(len(gate), 2, -1).sum(1).to(hidden.dtype)
 
     return function

@@ -29,13 +29,21 @@ Logits = Callable[[nn.Module, Any, Any], Tensor]
 
 
 def experts_of(model: nn.Module) -> dict[int, Experts]:
-    """The routed experts by layer. Raises BadInput if there are none that can be run by themselves."""
+    """The routed experts by layer.
+
+    Raises BadInput if there are none that can be run by themselves, or two towers have some.
+    """
     modules = dict(model.named_modules())
     found: dict[int, Experts] = {}
     for name, module in modules.items():
         layer = layer_of(name)
         kind = next((kind for kind in _KINDS if kind.found_in(module)), None) if layer is not None else None
         if kind is not None and layer is not None:
+            if layer in found:
+                raise BadInput(
+                    f"download.source: {type(model).__name__} has experts in layer {layer} of two towers "
+                    f"({name} is one): give a checkpoint of one of them"
+                )
             block = module if kind in (JetMoeExperts, ModuleListExperts) else modules[name.rpartition(".")[0]]
             found[layer] = kind(module, block)
     if not found:

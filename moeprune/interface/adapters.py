@@ -26,6 +26,11 @@ class WrappedExperts(Experts):
         """See Experts."""
         return self.module.num_routed_experts if hasattr(self.module, "num_routed_experts") else self.module.num_experts
 
+    @property
+    def numbers(self) -> int:
+        """See Experts."""
+        return getattr(self.module, "total_experts", self.count)
+
     def outputs(
         self, hidden: Float[Tensor, "N D"], expert: Int[Tensor, "N"], gate: Float[Tensor, "N"], grouped: bool = False
     ) -> Float[Tensor, "N D"]:
@@ -36,10 +41,9 @@ class WrappedExperts(Experts):
         self, hidden: Float[Tensor, "T D"], expert: Int[Tensor, "T K"], gate: Float[Tensor, "T K"]
     ) -> Float[Tensor, "T D"]:
         """See Experts."""
-        identity = getattr(self.module, "total_experts", self.count) - 1
-        if identity >= self.count and expert.shape[1] == 1:
+        if self.numbers > self.count and expert.shape[1] == 1:
             # longcat_flash cannot run with one slot a token; an identity expert of weight 0 costs next to nothing.
-            expert = torch.cat([expert, torch.full_like(expert, identity)], 1)
+            expert = torch.cat([expert, torch.full_like(expert, self.numbers - 1)], 1)
             gate = torch.cat([gate, torch.zeros_like(gate)], 1)
         return type(self.module).forward(self.module, hidden, expert, gate).reshape(hidden.shape)
 

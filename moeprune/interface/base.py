@@ -32,6 +32,11 @@ class Experts(ABC):
         """The number of routed experts."""
         return self.module.num_experts
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers name something that computes: those of identity experts follow the routed ones."""
+        return self.count
+
     @abstractmethod
     def outputs(
         self, hidden: Float[Tensor, "N D"], expert: Int[Tensor, "N"], gate: Float[Tensor, "N"], grouped: bool = False

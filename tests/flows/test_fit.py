@@ -69,8 +69,8 @@ def test_inputs_of_down_projections_that_cannot_be_seen_are_refused(family):
 def test_gate_modes_that_need_a_router_which_cannot_be_told_are_refused(monkeypatch):
     softmax = REAP | {"observe": {"gate_modes": ["deployed", "softmax_full"]}}
     fit("mixtral", softmax)
-    monkeypatch.setattr("flows.fit.routers_of", lambda model, experts: {0: experts[0]})
-    with pytest.raises(BadInput, match=r"observe.gate_modes: softmax_full.*layers \[1, 2\]"):
+    monkeypatch.setattr("moeprune.observer.routers_of", lambda model, experts: {0: experts[0]})
+    with pytest.raises(BadInput, match=r"observe.gate_modes: .* router logits in layers \[1, 2\]"):
         fit("mixtral", softmax)
     fit("mixtral", REAP)
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from moeprune.errors import BadInput
 from moeprune.interface import experts_of, in_place, routers_of
 from moeprune.observer import Observer
+from moeprune.statistics import Statistics
 
 TOLERANCE = 1e-5
 KINDS = {
@@ -151,3 +152,19 @@ def test_probability_of_experts_is_a_softmax_over_all_classes_of_the_router(fami
 def test_inputs_of_down_projections_are_refused_where_they_cannot_be_seen():
     with pytest.raises(BadInput, match=r"observe\.sums: DbrxForCausalLM does not show"):
         Observer(model_of("dbrx"), ("core", "inputs"), ("deployed",))
+
+
+def test_experts_of_a_model_with_two_towers_of_experts_are_refused():
+    towers = nn.ModuleDict({"thinker": model_of("olmoe"), "talker": model_of("jetmoe")})
+    with pytest.raises(BadInput, match=r"ModuleDict has experts in layer 0 of two towers \(talker\."):
+        experts_of(towers)
+
+
+def test_easy_ep_of_a_family_whose_experts_are_given_no_norm_is_refused_with_the_reason():
+    with Observer(model_of("flex_olmo"), ("core",), ("deployed",)) as observer:
+        logits(model_of("flex_olmo"))
+        sums = observer.take()
+    zeros = torch.zeros(1, *sums["moments"].shape, dtype=torch.float64)
+    statistics = Statistics(torch.arange(3), torch.zeros(1).long(), zeros[..., 0, 0].long(), zeros, sums=sums)
+    with pytest.raises(BadInput, match="not given a norm of the residual stream"):
+        statistics.sum_of("easy_ep")
