@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.recipe import Recipe
+from moeprune.checkpoint import Checkpoint, open_checkpoint
 from tasks import calibrate, distill, download, evaluate, mask, observe, prune, score
 from tasks.artifacts import Artifact, Step, Store
 
@@ -23,6 +24,8 @@ class Sources:
     evaluation: dict[str, Path]
     keep: int | None
     """Experts each layer keeps, where that can be told before the weights are here."""
+    files: Checkpoint | None
+    """The model's files by their headers, where those can be read before the weights are here."""
 
 
 @dataclass
@@ -113,9 +116,9 @@ class Chain:
 
     def _mask_by(self, params: mask.MaskParams, candidate: Artifact | None, of: str) -> Artifact | None:
         made, keep = self.made, self.sources.keep
-        if keep is None and made.base is not None:  # a byte budget needs the headers of a model from the Hub
+        if keep is None and made.base is not None:  # a byte budget needs headers, which the Hub did not give
             trusted = self.recipe.download.trust_remote_code
-            keep = mask.number_to_keep(params, self.store.folder(made.base), trusted)
+            keep = mask.number_to_keep(params, open_checkpoint(self.store.folder(made.base)), trusted)
         step = mask.step(
             params, keep or 0, made.base, made.scores, made.statistics, made.corpora, candidate,
             self.recipe.observe.dtype, of,

@@ -8,6 +8,8 @@ from typing import Any
 from flows.recipe import Recipe
 from moeprune import loader
 from moeprune.checkpoint import Checkpoint
+from moeprune.configs import quantisation
+from moeprune.dequantised import check_loadable
 from moeprune.errors import BadInput
 from moeprune.interface import Experts, experts_of
 from moeprune.methods import check_experts, check_inputs, check_routers
@@ -35,6 +37,13 @@ def check_fit(recipe: Recipe, model: Any, files: Checkpoint, plan: Plan, routing
         raise BadInput(
             f"evaluate.expert_skipping: it is defined for two experts a token, this model chooses {routing.top_k}"
         )
+    if recipe.distill is not None and quantisation(model.config.to_dict()):
+        raise BadInput(
+            "distill: what is trained could not be written in the source's quantised weights: leave distill out, or "
+            "give an unquantised checkpoint"
+        )
+    if recipe.uses_corpora or recipe.evaluate is not None:
+        check_loadable(model.config, files)
     experts = _observable(model, plan) if recipe.uses_corpora else {}
     if recipe.sparse:
         _check_weights(recipe, model, files, plan)
@@ -44,7 +53,7 @@ def check_fit(recipe: Recipe, model: Any, files: Checkpoint, plan: Plan, routing
         return
     for params in (recipe.mask, recipe.mask.candidate):
         if params is not None and params.rule.uneven:
-            check_uneven(model)
+            check_uneven(model, files.config)
     read = {"router": check_routers, "experts": check_experts}.get(recipe.score.found.reads)
     if recipe.uses_scores and read is not None:
         with _instead(f"score.criterion: '{recipe.score.found.word}'", "choose one that `moeprune inspect` lists"):
@@ -94,9 +103,10 @@ def _unobserved(model: Any, experts: dict[int, Experts], plan: Plan) -> Iterator
 def _check_weights(recipe: Recipe, model: Any, files: Checkpoint, plan: Plan) -> None:
     """Weights inside experts can be zeroed, and rows are made of whole blocks."""
     with _instead("mask.sparsity", "remove whole experts"):
-        check_inputs(model, files, plan)
+        check_inputs(model, files, plan, recipe.download.trust_remote_code)
     pattern = parse_pattern(recipe.mask.pattern)
-    for name, (projection, _) in expert_weights(files, plan, projections(model.config)).items():
+    found = projections(model.config, recipe.download.trust_remote_code)
+    for name, (projection, _) in expert_weights(files, plan, found).items():
         pattern.blocks(files.tensors[name].shape[projection.input_axis])
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from flows.chain import chain
 from flows.preflight import disk_needed, preflight
 from flows.recipe import Recipe
-from moeprune.checkpoint import open_checkpoint
 from moeprune.file_plan import read_file_plan
 from tasks import download
 from tasks.artifacts import MANIFEST, Artifact, Step, Store
@@ -56,16 +55,17 @@ def make_plan(recipe: Recipe) -> Plan:
         return found
 
     chain(recipe, sources, store, look_up)
-    if sources.model.folder is None or sources.keep is None:
-        return Plan(stages, None, None, fetched=download.bytes_to_fetch(sources.model))
-    checkpoint = open_checkpoint(sources.model.folder)
+    fetched = 0 if stages[0].state == "hit" else download.bytes_to_fetch(sources.model)
+    if (checkpoint := sources.files) is None or sources.keep is None:
+        return Plan(stages, None, None, fetched=fetched)
     trusted = recipe.download.trust_remote_code
     plan = read_file_plan(checkpoint, trusted)
     training = None
     if recipe.distill is not None:
         parameters = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
         training = 5 * parameters * (4 if recipe.distill.dtype == "float32" else 2)
-    return Plan(stages, disk_needed(recipe, checkpoint, plan, sources.keep), checkpoint.weight_bytes, training)
+    disk = disk_needed(recipe, checkpoint, plan, sources.keep)
+    return Plan(stages, disk, checkpoint.weight_bytes, training, fetched)
 
 
 def reason(step: Step, store: Store) -> str:

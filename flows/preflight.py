@@ -18,6 +18,8 @@ from moeprune.schema import Plan, read_plan
 from moeprune.sizes import pruned_bytes
 from tasks import calibrate, download, evaluate, mask
 from tasks.artifacts import Store
+from tasks.headers import headers_on_hub
+from tasks.hub_refusals import HubUnavailable
 
 
 def preflight(recipe: Recipe, store: Store, project: Path) -> Sources:
@@ -38,8 +40,8 @@ def preflight(recipe: Recipe, store: Store, project: Path) -> Sources:
     evaluation = {corpus.name: calibrate.locate(calibrate.CorpusSource(**corpus.model_dump())) for corpus in corpora}
     _check_fields("evaluate", corpora, evaluation)
     model = download.resolve(recipe.download, store)
-    keep = _check_model(recipe, model, store)
-    return Sources(model, calibration, evaluation, keep)
+    files = _files(recipe, model, store)
+    return Sources(model, calibration, evaluation, _check_model(recipe, model, files, store), files)
 
 
 def _bring_data(recipe: Recipe, project: Path) -> None:
@@ -61,26 +63,38 @@ def _check_fields(word: str, corpora: Iterable[Any], paths: dict[str, Path]) -> 
             raise BadInput(f"{word}.corpora '{corpus.name}': {corpus.source} holds no text: give another source")
 
 
-def _check_model(recipe: Recipe, model: download.Source, store: Store) -> int | None:
-    trusted = recipe.download.trust_remote_code
+def _files(recipe: Recipe, model: download.Source, store: Store) -> Checkpoint | None:
+    """The model's files by their headers; None while the Hub does not give those."""
     folder = model.folder
     if folder is None and (stored := store.find(download.step(recipe.download, model, store))):
         folder = store.folder(stored)  # what is in the store needs no Hub
-    checkpoint = open_checkpoint(folder) if folder else None
-    config = read_config(folder or download.read_config_folder(model), trusted)
+    if folder is not None:
+        return open_checkpoint(folder)
+    download.check_space(model)
+    try:
+        return headers_on_hub(model)
+    except HubUnavailable:
+        return None
+
+
+def _check_model(recipe: Recipe, model: download.Source, files: Checkpoint | None, store: Store) -> int | None:
+    """The number of experts to keep, or None where only the files can tell it.
+
+    Without files, what the library would write is judged in their place.
+    """
+    trusted = recipe.download.trust_remote_code
+    folder = files.folder if files else download.read_config_folder(model)
+    config = read_config(folder, trusted)
     routing, library = read_routing(config), meta_model(config, trusted)
-    plan = read_file_plan(checkpoint, trusted) if checkpoint else read_plan(config, trusted)
-    check_fit(recipe, library, checkpoint or Checkpoint(Path(), written(library)), plan, routing)
-    if checkpoint is None:
-        download.check_space(model)
-        if recipe.mask.bytes is not None:
-            return None
-        keep = mask.number_to_keep(recipe.mask, download.read_config_folder(model), trusted)
-        check_budget(recipe, keep, routing)
-        return keep
-    keep = mask.number_to_keep(recipe.mask, checkpoint.folder, trusted)
+    plan = read_file_plan(files, trusted) if files else read_plan(config, trusted)
+    judged = files or Checkpoint(folder, written(library))
+    check_fit(recipe, library, judged, plan, routing)
+    if files is None and recipe.mask.bytes is not None:
+        return None
+    keep = mask.number_to_keep(recipe.mask, judged, trusted)
     check_budget(recipe, keep, routing)
-    store.check_space(disk_needed(recipe, checkpoint, plan, keep))
+    if files is not None:
+        store.check_space(disk_needed(recipe, files, plan, keep))
     return keep
 
 

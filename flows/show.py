@@ -176,9 +176,10 @@ def plan(result: Plan) -> None:
     for stage in result.stages:
         table.add_row(stage.step.title, stage.state, stage.why, (stage.step.key or "")[:12])
     console.print(table)
+    if result.fetched:
+        console.print(f"{size(result.fetched)}B would be fetched from the Hub")
     if result.disk is None or result.memory is None:
-        fetched = f"{size(result.fetched)}B would be fetched from the Hub; " if result.fetched else ""
-        console.print(f"{fetched}disk and memory can be told when the model has been downloaded")
+        console.print("disk and memory can be told when the model has been downloaded")
     else:
         console.print(
             f"at most {size(result.disk)}B would be written to the store; the weights take "

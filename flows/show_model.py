@@ -7,18 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flows.show import console, size
+from moeprune.checkpoint import DTYPES
 from moeprune.inspection import Inspection, Pruned, Size
-
-DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0",
-}
-"""safetensors' names of floating-point types, as PyTorch calls them; others are shown in lower case."""
 
 
 def model(source: str, found: Inspection) -> None:
@@ -76,7 +66,7 @@ def _count(parameters: int) -> str:
 def _bytes(found: Inspection) -> str:
     whole = sum(found.dtypes.values())
     parts = [
-        f"{DTYPES.get(name, name.lower())}{f' {part / whole:.1%}' if part < 0.9995 * whole else ''}"
+        f"{_dtype(name)}{f' {part / whole:.1%}' if part < 0.9995 * whole else ''}"
         for name, part in found.dtypes.items()
         if part >= 0.0005 * whole
     ]
@@ -86,6 +76,11 @@ def _bytes(found: Inspection) -> str:
     if found.computed and found.dtype is None:
         how += ", which names no dtype"
     return f"{size(found.size.bytes)}B {how}: {', '.join(parts)}"
+
+
+def _dtype(name: str) -> str:
+    """A safetensors dtype as PyTorch calls it; one that PyTorch does not have in lower case."""
+    return str(DTYPES.get(name, name.lower())).removeprefix("torch.")
 
 
 def _quantised(found: Inspection) -> str:

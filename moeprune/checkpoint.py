@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,17 +19,18 @@ from moeprune.errors import BadInput
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG_FILES = ("config.json", "generation_config.json")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "chat_template.jinja",
+SMALL_FILES = (".json", ".jinja", ".model", ".spm", ".tiktoken", ".bpe", ".codes", ".txt", ".py")
+"""What the names of files end with that models, tokenizers and processors of inputs are made from, beside weights."""
+SMALL_BYTES = 100_000_000
+"""Most bytes of one; the tokenizers of the largest vocabularies have some 35 MB."""
+
+_OF_NO_MODEL = re.compile(
+    r"""\.                                                  # hidden
+    |.*\.index\.json$                                       # which weights lie where; that of our format is known
+    |manifest\.json$                                        # how a store's result was made
+    |(readme|licen[cs]e|copying|notice|changelog|model_?card|requirements|use_policy|third_party).*\.(txt|json)$
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 
 DTYPES = {
@@ -90,9 +92,9 @@ class Checkpoint:
 
     @property
     def small_files(self) -> list[str]:
-        """Names of the files beside the weights: config, tokenizer, generation config, and code the config names."""
-        stock = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if (self.folder / name).is_file()]
-        return stock + (sorted(path.name for path in self.folder.glob("*.py")) if "auto_map" in self.config else [])
+        """Names of the files beside the weights, sorted: configs, tokenizer, processors, code. No documentation."""
+        files = [path for path in self.folder.iterdir() if path.is_file()]
+        return sorted(path.name for path in files if is_small_file(path.name, path.stat().st_size))
 
     @property
     def weight_bytes(self) -> int:
@@ -105,11 +107,19 @@ class Checkpoint:
             return file.get_tensor(name)
 
 
+def is_small_file(name: str, size: int) -> bool:
+    """Whether a file of that path and size in bytes may decide how a model, its tokenizer or its processors work.
+
+    It lies at the top of the folder. Weights, their index and documentation decide nothing or are looked at apart.
+    """
+    return "/" not in name and name.endswith(SMALL_FILES) and size <= SMALL_BYTES and not _OF_NO_MODEL.match(name)
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's headers and verify that every shard is there and whole.
 
-    Raises BadInput for a folder without config.json or safetensors, a shard the index names that is not there, a
-    truncated shard, or a tensor the index places in a shard that does not hold it.
+    Raises BadInput for a folder without config.json or safetensors, an index that is none, a shard it names that is not
+    there, a truncated shard, or a tensor the index places in a shard that does not hold it.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -121,7 +131,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"download.source: neither {SINGLE} nor {INDEX} in {folder}: only safetensors checkpoints "
             "can be pruned; convert it with save_pretrained"
         )
-    weight_map: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+    weight_map = read_index(folder / INDEX)
     shards = sorted(set(weight_map.values()))
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
         raise BadInput(
@@ -135,6 +145,18 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             "download the checkpoint again"
         )
     return Checkpoint(folder, tensors)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The shard of each tensor, by an index of weights; BadInput if the file is none."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text
+        raise BadInput(f"download.source: {path} cannot be read ({error}): download it again") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise BadInput(f"download.source: {path} names no shard for any tensor (weight_map): download it again")
+    return weight_map
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moeprune.errors import BadInput
+from moeprune.errors import BadInput, one_line
 from moeprune.loader import is_uneven, stock_config
 from moeprune.routing import FIXED_TOP_K, Routing
 
@@ -19,25 +19,29 @@ NESTED = ("ffn_config", "text_config", "thinker_config")
 
 def read_config(source: Path, trust_remote_code: bool = False) -> Any:
     """The transformers config in a checkpoint's folder, or a config file; BadInput if transformers does not know it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    wrong = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, StrictDataclassError)
     try:
         if is_uneven(source):
             return stock_config(source)
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+    except wrong as error:
         if "trust_remote_code" in str(error):
             raise BadInput(
                 f"download.source: {source} is loaded by code of its own, which has not been run: read its *.py files, "
                 "and set download.trust_remote_code: true if you trust them"
             ) from error
-        reason = str(error).strip().splitlines()[0]
         file = source if source.is_file() else source / "config.json"
-        raise BadInput(f"download.source: {file} is not a model transformers can load: {reason}") from error
+        raise BadInput(f"download.source: {file} is not a model transformers can load: {one_line(error)}") from error
 
 
 def read_routing(config: Any) -> Routing:
-    """Experts, top-k and groups of a model; BadInput if it has no routed experts."""
+    """Experts, top-k and groups of a model.
+
+    Raises BadInput if it has no routed experts, or if its config gives layers different numbers.
+    """
     model_type = getattr(config, "model_type", "?")
     experts = _first(config, EXPERT_COUNT_KEYS)
     top_k = _first(config, TOP_K_KEYS)
@@ -62,8 +66,8 @@ def with_expert_count(config: Any, experts: int) -> Any:
     changed = copy.deepcopy(config)
     for owner in _owners(changed, lambda parent, part: getattr(parent, part, None)):
         for key in EXPERT_COUNT_KEYS:
-            if isinstance(getattr(owner, key, None), int):
-                setattr(owner, key, experts)
+            if _numbers(value := getattr(owner, key, None)):
+                setattr(owner, key, _like(value, experts))
     return changed
 
 
@@ -76,8 +80,8 @@ def edited_config(config: dict[str, Any], before: int, after: int) -> dict[str, 
     hits = 0
     for owner in _owners(changed, dict.get):
         for key in EXPERT_COUNT_KEYS:
-            if owner.get(key) == before:
-                owner[key] = after
+            if set(_numbers(value := owner.get(key))) == {before}:
+                owner[key] = _like(value, after)
                 hits += 1
     if not hits:
         raise BadInput(
@@ -109,8 +113,27 @@ def _owners(config: Any, part_of: Callable[[Any, str], Any]) -> Iterator[Any]:
 
 
 def _first(config: Any, keys: tuple[str, ...]) -> int | None:
+    """The number under the first of the keys that holds one, or one for each layer."""
     for owner in _owners(config, lambda parent, part: getattr(parent, part, None)):
         for key in keys:
-            if isinstance(value := getattr(owner, key, None), int):
-                return value
+            numbers = _numbers(getattr(owner, key, None))
+            if len(set(numbers)) > 1:
+                own = getattr(owner, "attribute_map", {}).get(key, key)
+                raise BadInput(
+                    f"download.source: config.json gives layers different {own} ({', '.join(map(str, numbers))}): only "
+                    "a model whose layers have the same can be pruned"
+                )
+            if numbers:
+                return numbers[0]
     return None
+
+
+def _numbers(value: Any) -> list[int]:
+    """A number, or those of the layers, as a list; empty if it is neither."""
+    numbers = value if isinstance(value, list) else [value]
+    return numbers if all(isinstance(number, int) for number in numbers) else []
+
+
+def _like(value: Any, number: int) -> Any:
+    """The number in the form of a value that `_numbers` reads."""
+    return [number] * len(value) if isinstance(value, list) else number

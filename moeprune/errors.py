@@ -8,6 +8,12 @@ class BadInput(ValueError):
     """Input that cannot be worked with; the message says what, where and what to do, in one line."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line: its first, and the next if that is where it says it."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+
+
 def known_word(word: str, words: Iterable[str], what: str) -> str:
     """Return `word` if it is one of `words`; raise BadInput naming the nearest one otherwise."""
     words = sorted(words)

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from moeprune.checkpoint import Checkpoint
-from moeprune.schema import ONE_EXPERT, Plan, blocks_of, layer_of, without_number
+from moeprune.schema import ONE_EXPERT, Plan, Shape, blocks_of, layer_of, without_number
 
 
 def names_in_memory(names: Iterable[str], model: Any) -> dict[str, str]:
@@ -19,6 +21,29 @@ def names_in_memory(names: Iterable[str], model: Any) -> dict[str, str]:
     state = model.state_dict()
     found = {name: rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0] for name in names}
     return {name: to for name, to in found.items() if to in state}
+
+
+def turned_names(shapes: Mapping[str, Shape], plan: Plan, model: Any) -> frozenset[str]:
+    """Of tensors of a file that are not of the library's shape, those that it turns to that on loading."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import Transpose, WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    turns = {
+        pattern: operation
+        for entry in converters
+        for operation in entry.operations
+        if isinstance(operation, Transpose) and operation.check_dims
+        for pattern in entry.source_patterns
+    }
+    found = set()
+    for name, shape in shapes.items():
+        turn = turns.get(rename_source_key(name, renamings, converters)[1] or "")
+        if turn and torch.empty(shape, device="meta").transpose(turn.dim0, turn.dim1).shape == plan.shapes[name]:
+            found.add(name)
+    return frozenset(found)
 
 
 def with_names(plan: Plan, names: Mapping[str, str], checkpoint: Checkpoint) -> Plan:
@@ -47,8 +72,7 @@ def with_counts(plan: Plan, experts: Mapping[str, int]) -> Plan:
     for name, shape in plan.shapes.items():
         count, axis = counts.get(layer_of(name) or 0, plan.experts), plan.axes.get(name)
         if axis is not None:
-            at = axis.dimension
-            shapes[name] = (*shape[:at], axis.rows * count + axis.rest, *shape[at + 1 :])
+            shapes[name] = axis.resized(shape, count)
         elif (expert := plan.expert_of(name)) is None or not count <= expert < plan.experts:
             shapes[name] = shape
     return replace(plan, shapes=shapes, counts=counts)

@@ -8,12 +8,13 @@ refused: copied, it would speak of experts that are no longer there.
 import re
 from collections.abc import Container, Mapping
 from dataclasses import replace
+from typing import Any
 
 from moeprune import loader
 from moeprune.checkpoint import Checkpoint, TensorInfo
 from moeprune.configs import quantisation, read_config
 from moeprune.errors import BadInput
-from moeprune.file_names import names_in_memory, with_counts, with_names
+from moeprune.file_names import names_in_memory, turned_names, with_counts, with_names
 from moeprune.meta import meta_model
 from moeprune.schema import LAYER, ONE_EXPERT, Axis, Plan, layer_of, read_plan, without_number
 
@@ -33,14 +34,25 @@ def read_file_plan(checkpoint: Checkpoint, trust_remote_code: bool = False) -> P
     _check_quantisation(quantisation(checkpoint.config))
     config = read_config(checkpoint.folder, trust_remote_code)
     plan = with_counts(read_plan(config, trust_remote_code), loader.counts(checkpoint.config) or {})
+    plan = _with_turned(plan, checkpoint, config, trust_remote_code)
     found, unknown = _explained(plan, checkpoint)
     if unknown and (names := names_in_memory(unknown, meta_model(config, trust_remote_code))):
-        found, unknown = _explained(with_names(plan, names, checkpoint), checkpoint)
+        plan = _with_turned(with_names(plan, names, checkpoint), checkpoint, config, trust_remote_code)
+        found, unknown = _explained(plan, checkpoint)
     dropped = _heads(found, unknown)
     for name in sorted(unknown.keys() - dropped):
         _refuse_of_experts(found, name, unknown[name])
     _refuse_missing_experts(found, checkpoint)
     return replace(found, dropped=dropped)
+
+
+def _with_turned(plan: Plan, checkpoint: Checkpoint, config: Any, trust_remote_code: bool) -> Plan:
+    """The plan with the tensors of the files that lie with two dimensions exchanged."""
+    files = checkpoint.tensors.items()
+    other = {name: info.shape for name, info in files if plan.shapes.get(name, info.shape) != info.shape}
+    if not other:
+        return plan
+    return replace(plan, turned=turned_names(other, plan, meta_model(config, trust_remote_code)))
 
 
 def _explained(plan: Plan, checkpoint: Checkpoint) -> tuple[Plan, dict[str, TensorInfo]]:
@@ -89,7 +101,7 @@ def _beside_other(plan: Plan, name: str) -> str | None:
 
 def _check_shape(plan: Plan, name: str, info: TensorInfo) -> None:
     expected, axis = plan.shapes[name], plan.axes.get(name)
-    if info.shape == expected:
+    if info.shape == expected or name in plan.turned:
         return
     if info.dtype in INTEGERS and (axis is None or info.shape[axis.dimension :][:1] == expected[axis.dimension :][:1]):
         return

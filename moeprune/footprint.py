@@ -14,6 +14,9 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
+from moeprune.errors import BadInput
+
+REFUSED = 2
 FIELDS = {"anonymous": "RssAnon:", "mapped": "RssFile:"}
 
 
@@ -21,7 +24,8 @@ def measure(folder: Path, dtype: str, device: str, tokens: int, trust_remote_cod
     """Bytes by "load_peak_anonymous", "load_peak_mapped", "forward_peak_anonymous", ...; measured in a child process.
 
     What Python and the libraries hold before loading is subtracted. On an accelerator also "load_peak_device" and
-    "forward_peak_device". Raises RuntimeError with the child's last line if it fails.
+    "forward_peak_device". Raises BadInput as loading does, and RuntimeError with the child's last line if it fails
+    otherwise.
     """
     command = [
         sys.executable,
@@ -38,6 +42,8 @@ def measure(folder: Path, dtype: str, device: str, tokens: int, trust_remote_cod
     if trust_remote_code:
         command.append("--trust-remote-code")
     child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode == REFUSED:
+        raise BadInput(child.stderr.strip().splitlines()[-1])
     if child.returncode:
         raise RuntimeError(f"measuring memory failed: {child.stderr.strip().splitlines()[-1:]}")
     result: dict[str, int] = json.loads(child.stdout.splitlines()[-1])
@@ -111,4 +117,8 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--trust-remote-code", action="store_true")
     given = parser.parse_args()
-    print(json.dumps(_measure_here(given.folder, given.dtype, given.device, given.tokens, given.trust_remote_code)))
+    try:
+        print(json.dumps(_measure_here(given.folder, given.dtype, given.device, given.tokens, given.trust_remote_code)))
+    except BadInput as refusal:
+        print(refusal, file=sys.stderr)
+        sys.exit(REFUSED)

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from moeprune.checkpoint import DTYPES, Checkpoint, TensorInfo
-from moeprune.configs import read_routing
+from moeprune.configs import quantisation, read_routing
 from moeprune.errors import BadInput
 from moeprune.file_plan import read_file_plan
 from moeprune.masks import number_kept
-from moeprune.meta import meta_model
+from moeprune.meta import fixed_dtype, meta_model
 from moeprune.methods import Method, observing_refused, possible_methods
 from moeprune.routing import Routing
 from moeprune.schema import LAYER, Plan, read_plan
@@ -26,7 +26,7 @@ from moeprune.sizes import parameters, pruned_bytes
 
 RATIOS = (0.25, 0.5, 0.75)
 
-_SHARED = re.compile(r"shared_(experts?|mlp)\.")
+_SHARED = re.compile(r"shared?_(experts?|mlp)\.")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -105,7 +105,6 @@ def inspect(
     total, active = parameters(counted, plan, routing.experts, routing.top_k)
     _, of_no_expert = parameters(counted, plan, routing.experts, 0)
     unobservable = observing_refused(model)
-    quantised = getattr(config, "quantization_config", None)
     return Inspection(
         model_type=config.model_type,
         architecture=type(model).__name__,
@@ -119,11 +118,11 @@ def inspect(
         dtype=None if config.dtype is None else str(config.dtype).removeprefix("torch."),
         dtypes=_bytes_by_dtype(files),
         computed=tensors is None,
-        quantised=quantised if quantised is None or isinstance(quantised, dict) else quantised.to_dict(),
+        quantised=quantisation(config.to_dict()),
         heads=sum(files.tensors[name].bytes for name in plan.dropped),
         unobservable=unobservable,
         pruned=tuple(_pruned(files, plan, routing, ratio, refusal) for ratio in RATIOS),
-        methods=tuple(possible_methods(model, files, plan, routing, unobservable, refusal)),
+        methods=tuple(possible_methods(model, files, plan, routing, unobservable, refusal, trust_remote_code)),
     )
 
 
@@ -131,11 +130,9 @@ def written(model: Any) -> dict[str, TensorInfo]:
     """The tensors that `save_pretrained` would write of a model loaded in its dtype, by name; `file` is empty."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     memory = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    # Loading keeps some parameters in float32 whatever the dtype asked for.
-    kept = {re.compile(name.replace("*", ".*")): dtype for name, dtype in model._get_dtype_plan(model.dtype).items()}
     for name, tensor in memory.items():
-        wide = next((dtype for pattern, dtype in kept.items() if pattern.search(name)), tensor.dtype)
-        memory[name] = tensor.to(wide) if tensor.is_floating_point() else tensor
+        if tensor.is_floating_point():
+            memory[name] = tensor.to(fixed_dtype(model, model.dtype, name) or tensor.dtype)
     return {name: _info(tensor) for name, tensor in revert_weight_conversion(model, memory).items()}
 
 

@@ -33,7 +33,13 @@ def observing_refused(model: Any) -> str:
 
 
 def possible_methods(
-    model: Any, files: Checkpoint, plan: Plan, routing: Routing, unobservable: str, unexplained: str
+    model: Any,
+    files: Checkpoint,
+    plan: Plan,
+    routing: Routing,
+    unobservable: str,
+    unexplained: str,
+    trust_remote_code: bool = False,
 ) -> list[Method]:
     """Every criterion, then every rule; no file is read.
 
@@ -43,7 +49,9 @@ def possible_methods(
     refusals = {"statistics": unobservable, "model": unobservable, "energy": unobservable, "shape": ""}
     refusals["experts"] = unexplained or _refusal(lambda: check_experts(files, plan))
     refusals["router"] = unexplained or _refusal(lambda: check_routers(files, plan))
-    refusals["weight"] = unexplained or unobservable or _refusal(lambda: check_inputs(model, files, plan))
+    refusals["weight"] = (
+        unexplained or unobservable or _refusal(lambda: check_inputs(model, files, plan, trust_remote_code))
+    )
     found = []
     for word in criteria.words():
         found.append(Method(word, "criterion", needs["criterion", word], refusals[criteria.find(word).reads]))
@@ -69,11 +77,11 @@ def check_routers(files: Checkpoint, plan: Plan) -> None:
             raise BadInput(f"layer {layer} has {routers[layer]} tensors that could be its router")
 
 
-def check_inputs(model: Any, files: Checkpoint, plan: Plan) -> None:
+def check_inputs(model: Any, files: Checkpoint, plan: Plan, trust_remote_code: bool = False) -> None:
     """Raise BadInput if weights inside experts cannot be zeroed by their inputs."""
     if not all(experts.shows_inner for experts in experts_of(model).values()):
         raise BadInput("the inputs of its experts' down projections cannot be observed")
-    expert_weights(files, plan, projections(model.config))
+    expert_weights(files, plan, projections(model.config, trust_remote_code))
 
 
 def _check_rule(rule: selection.Rule, routing: Routing) -> str:

@@ -1,8 +1,8 @@
 """Which tensors of a checkpoint are projections of experts, and where their inputs lie: asked of transformers.
 
-In memory the experts interface names them, and says how they lie. The library's own save path is run on tensors of
-the meta device, with one input more at the up (or down) projections than there is: every tensor whose shape differs
-is such a projection, and the dimension that differs is that of its inputs.
+In memory the experts interface names them, and says how they lie. A model on the meta device is given one input more
+at its up (or down) projections, and the library's own save path is run on it before and after: every tensor whose shape
+differs is such a projection, and the dimension that differs is that of its inputs.
 """
 
 import re
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers.core_model_loading import revert_weight_conversion
+from torch import nn
 
 from moeprune.errors import BadInput
 from moeprune.interface import experts_of
 from moeprune.interface.registry import RegistryExperts
-from moeprune.meta import meta_model
+from moeprune.meta import meta_model, meta_tensors
+from moeprune.schema import Shape
 
 Kind = Literal["up", "down"]
 KINDS: tuple[Kind, ...] = ("up", "down")
@@ -35,6 +35,10 @@ class Projection:
     kind: Kind
     input_axis: int
 
+    def turned(self) -> "Projection":
+        """This one of a stack whose inputs and outputs are exchanged."""
+        return Projection(self.kind, 3 - self.input_axis)
+
 
 def unnumbered(name: str) -> str:
     """A tensor's name with the numbers of its layer and expert replaced by '#'."""
@@ -45,17 +49,18 @@ def projections(config: Any, trust_remote_code: bool = False) -> dict[str, Proje
     """The expert projections of a model by name without numbers, from its config alone: no memory for weights.
 
     Names on disk and names in memory, since a file may hold either. Biases are none. Raises BadInput for a family
-    without transformers' experts interface.
+    without transformers' experts interface, or whose save path does more to a projection than to move its inputs.
     """
     model = meta_model(config, trust_remote_code)
-    memory = model.state_dict()
-    shapes = _shapes(model, memory)
     found: dict[str, Projection] = {}
+    before = _shapes(model)
     for kind in KINDS:
-        for name, longer in _shapes(model, memory | _one_input_more(model, kind)).items():
-            if longer != shapes[name]:
-                (axis,) = (i for i, (a, b) in enumerate(zip(shapes[name], longer, strict=True)) if a != b)
-                found[unnumbered(name)] = Projection(kind, axis)
+        _add_input(model, kind)
+        after = _shapes(model)
+        for name in before:
+            if after[name] != before[name]:
+                found[unnumbered(name)] = Projection(kind, _longer_axis(name, before[name], after[name]))
+        before = after
     return found
 
 
@@ -71,19 +76,27 @@ def memory_projections(experts: Any) -> dict[str, Projection]:
     return {up: Projection("up", axis), "down_proj": Projection("down", axis)}
 
 
-def _one_input_more(model: nn.Module, kind: Kind) -> dict[str, Tensor]:
-    experts = {layer.module for layer in experts_of(model).values()}
-    changed: dict[str, Tensor] = {}
-    for prefix, module in model.named_modules():
-        for name, projection in memory_projections(module).items() if module in experts else ():
+def _add_input(model: nn.Module, kind: Kind) -> None:
+    for experts in experts_of(model).values():
+        for name, projection in memory_projections(experts.module).items():
             if projection.kind == kind:
-                shape = list(getattr(module, name).shape)
+                shape = list(getattr(experts.module, name).shape)
                 shape[projection.input_axis] += 1
-                changed[f"{prefix}.{name}"] = torch.empty(shape, device="meta")
-    return changed
+                # The save path compares a tensor with the model's own, which must change with it.
+                setattr(experts.module, name, nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False))
 
 
-def _shapes(model: Any, memory: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Any) -> dict[str, Shape]:
     """Shapes by name, in memory and as `save_pretrained` would write them."""
-    disk = revert_weight_conversion(model, dict(memory))
+    memory, disk = meta_tensors(model)
     return {name: tuple(tensor.shape) for name, tensor in [*memory.items(), *disk.items()]}
+
+
+def _longer_axis(name: str, before: Shape, after: Shape) -> int:
+    longer = [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    if len(longer) != 1:
+        raise BadInput(
+            f"download.source: where the inputs of {name} lie cannot be told from its shape: weights inside experts "
+            "cannot be zeroed; remove whole experts instead (mask.ratio)"
+        )
+    return longer[0]

@@ -82,15 +82,15 @@ def _of_blocks(config: Mapping[str, Any]) -> Unpack:
         if weight.dtype.itemsize == 1 and not weight.dtype.is_floating_point:
             return _halves(weight.view(torch.uint8)) * scale.repeat_interleave(FP4_BLOCK, dim=1)
         rows, columns = weight.shape
-        if scale.numel() in (1, rows):
+        if block and scale.shape == (math.ceil(rows / block[0]), math.ceil(columns / block[1])):
+            wide = scale.repeat_interleave(block[0], dim=0)[:rows].repeat_interleave(block[1], dim=1)[:, :columns]
+            return weight.float() * wide
+        if scale.numel() == 1 or scale.shape in ((rows,), (rows, 1)):
             return weight.float() * scale.reshape(-1, 1)
-        if block is None or tuple(scale.shape) != (math.ceil(rows / block[0]), math.ceil(columns / block[1])):
-            raise BadInput(
-                f"download.source: {name} of shape {list(weight.shape)} has scales of shape {list(scale.shape)}, which "
-                f"are not those of blocks of {block}: mend weight_block_size in config.json"
-            )
-        wide = scale.repeat_interleave(block[0], dim=0)[:rows].repeat_interleave(block[1], dim=1)[:, :columns]
-        return weight.float() * wide
+        raise BadInput(
+            f"download.source: {name} of shape {list(weight.shape)} has scales of shape {list(scale.shape)}, which "
+            f"are not those of blocks of {block}: mend weight_block_size in config.json"
+        )
 
     return unpack
 

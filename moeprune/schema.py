@@ -37,6 +37,10 @@ class Axis:
     rows: int
     rest: int
 
+    def resized(self, shape: Shape, experts: int) -> Shape:
+        """A tensor's shape with this axis, if it is to hold so many experts."""
+        return (*shape[: self.dimension], self.rows * experts + self.rest, *shape[self.dimension + 1 :])
+
     def positions(self, kept: Sequence[int], experts: int) -> Int64[torch.Tensor, "n"]:
         """Where along it the parts lie that stay if `kept` of `experts` experts do: theirs, and those of no expert."""
         rows = torch.tensor(kept, dtype=torch.long)[:, None] * self.rows + torch.arange(self.rows)
@@ -56,7 +60,8 @@ class Plan:
 
     Of a file (`file_plan.read_file_plan`), `parts` maps the names of tensors that lie beside others, such as scales
     beside weights, to the names of those, with '#' for numbers of experts; `dropped` are the tensors that pruning
-    leaves out; `counts` are the experts of each layer, if layers hold different numbers: `experts` is the largest.
+    leaves out; `counts` are the experts of each layer, if layers hold different numbers: `experts` is the largest;
+    `turned` are the tensors that lie with two dimensions exchanged, as published files of qwen3_vl_moe have them.
 
     In jetmoe one count sizes the experts of the MLP and those of the attention: the same ones leave both.
     """
@@ -71,6 +76,7 @@ class Plan:
     parts: Mapping[str, str] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
     counts: Mapping[int, int] = field(default_factory=dict)
+    turned: frozenset[str] = frozenset()
 
     def expert_of(self, name: str) -> int | None:
         """The expert a tensor belongs to alone, or None."""

@@ -43,9 +43,7 @@ def parameters(source: Checkpoint, plan: Plan, keep: Keep, top_k: int) -> tuple[
 def _shape(plan: Plan, name: str, left: int) -> Shape | None:
     """The shape the library gives a tensor in a layer with `left` experts, if it knows it."""
     shape, axis = plan.shapes.get(name), plan.axes.get(name)
-    if shape is None or axis is None:
-        return shape
-    return (*shape[: axis.dimension], axis.rows * left + axis.rest, *shape[axis.dimension + 1 :])
+    return shape if shape is None or axis is None else axis.resized(shape, left)
 
 
 def _pruned(source: Checkpoint, plan: Plan, keep: Keep) -> dict[str, TensorInfo]:

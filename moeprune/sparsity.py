@@ -136,7 +136,7 @@ def expert_weights(
     """
     layers = set(plan.layers)
     found = {
-        name: (projection, layer)
+        name: (projection.turned() if name in plan.turned else projection, layer)
         for name in checkpoint.tensors
         if (projection := projections.get(unnumbered(name))) and (layer := layer_of(name)) in layers
     }

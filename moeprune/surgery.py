@@ -28,6 +28,7 @@ def prune_checkpoint(
     target: Path,
     shard_bytes: int,
     progress: Callable[[int], None] = lambda written: None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write to the folder `target` the checkpoint with only the mask's experts, renumbered.
 
@@ -48,7 +49,8 @@ def prune_checkpoint(
     if plan.dropped:
         config = without_heads(config)
     if mask.uneven:
-        config |= loader_keys(source.config, meta_model(read_config(source.folder)), plan, mask.counts)
+        model = meta_model(read_config(source.folder, trust_remote_code), trust_remote_code)
+        config |= loader_keys(source.config, model, plan, mask.counts)
         shutil.copyfile(loader.FILE, target / loader.FILE.name)
     write_checkpoint(source, contents_of(source, plan, mask), config, target, shard_bytes, progress)
 
@@ -96,10 +98,9 @@ def contents_of(source: Checkpoint, plan: Plan, mask: Mask) -> Contents:
             if (new := numbers[layer].get(expert, identity)) is not None:
                 contents[renumbered(name, new)] = (info, partial(source.read, name))
         elif axis is not None and kept is not None:
-            shape = list(info.shape)
-            shape[axis.dimension] = axis.rows * len(kept) + axis.rest
+            shape = axis.resized(info.shape, len(kept))
             size = info.bytes // info.shape[axis.dimension] * shape[axis.dimension]
-            sliced = replace(info, shape=tuple(shape), bytes=size)
+            sliced = replace(info, shape=shape, bytes=size)
             contents[name] = (sliced, _Sliced(source, name, axis, kept, plan.experts))
         elif name in plan.tables and layer is not None and kept is not None:
             contents[name] = (info, _Rebound(source, name, router_of(source, plan, layer), kept))

@@ -31,7 +31,9 @@ def trained_contents(model: PreTrainedModel, source: Checkpoint) -> Contents:
         )
 
     def value(name: str) -> Tensor:
-        return trained[name].to(source.read(name).dtype).cpu()
+        tensor, before = trained[name], source.read(name)
+        # Where the library loads a stack either way, it saves it the way it is in memory.
+        return (tensor if tensor.shape == before.shape else tensor.mT).to(before.dtype).cpu()
 
     return {
         name: (info, partial(value if name in trained else source.read, name)) for name, info in source.tensors.items()

@@ -20,8 +20,16 @@ ABOUT = (
 )
 
 
-def check_uneven(model: Any) -> None:
-    """Raise BadInput if layers of a model (its tensors may lie on the meta device) must hold equally many experts."""
+def check_uneven(model: Any, config: dict[str, Any]) -> None:
+    """Raise BadInput if layers of a model (its tensors may lie on the meta device) must hold equally many experts.
+
+    `config` is the raw config.json of its checkpoint.
+    """
+    if config["model_type"] != model.config.model_type:
+        raise BadInput(
+            f"mask.selection: different numbers of experts are not for the {model.config.model_type} within a "
+            f"{config['model_type']}: choose a rule that keeps equally many, such as uniform"
+        )
     kind = type(model)
     if not kind.__module__.startswith("transformers.") or "CausalLM" not in kind.__name__:
         raise BadInput(
@@ -37,12 +45,7 @@ def loader_keys(config: dict[str, Any], model: Any, plan: Plan, counts: Mapping[
     of the original, holds the count. `model` is the original model, on the meta device. Raises BadInput as
     `check_uneven` does.
     """
-    check_uneven(model)
-    if config["model_type"] != model.config.model_type:
-        raise BadInput(
-            f"mask.selection: different numbers of experts are not for the {model.config.model_type} within a "
-            f"{config['model_type']}: choose a rule that keeps equally many, such as uniform"
-        )
+    check_uneven(model, config)
     name, settings = type(model).__name__, type(model.config).__name__
     paths = _layers(model, plan)
     return {

@@ -1,6 +1,5 @@
 """download: a model source (a folder, or a Hub id at a revision) becomes a local, verified snapshot."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from moeprune.checkpoint import (
     CONFIG_FILES,
     INDEX,
     SINGLE,
-    TOKENIZER_FILES,
     digest_of,
+    is_small_file,
     open_checkpoint,
+    read_index,
     refuse_non_finite,
+    sha256,
 )
 from moeprune.errors import BadInput
 from tasks import hub
@@ -57,8 +58,9 @@ def resolve(params: DownloadParams, store: Store) -> Source:
 def read_config_folder(source: Source) -> Path:
     """A folder that holds the source's config.json; from the Hub only small files are fetched.
 
-    These are the config, the index of the weights, and code, which the config may refer to. Raises BadInput if there
-    is no config or the Hub does not give it out.
+    These are the config, the index of the weights, and code, which the config may refer to; code may be run, so they
+    are held against the Hub's hashes first. Raises BadInput if there is no config, or the Hub does not give it out or
+    sends something else.
     """
     if source.folder is not None:
         return source.folder
@@ -67,7 +69,10 @@ def read_config_folder(source: Source) -> Path:
             f"download.source: no config.json in {source.repository} at {source.commit}: give a repository that "
             "holds a checkpoint"
         )
-    return hub.fetch(source, [name for name in source.files if name in ("config.json", INDEX) or _is_code(name)])
+    names = [name for name in source.files if name in ("config.json", INDEX) or _is_code(name)]
+    folder = hub.fetch(source, names)
+    hub.verify(source, names, folder, sha256)
+    return folder
 
 
 def bytes_to_fetch(source: Source) -> int:
@@ -92,7 +97,7 @@ def _files(source: Source) -> list[str]:
     if SINGLE in source.files:
         weights = {SINGLE}
     elif INDEX in source.files:
-        weights = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        weights = set(read_index(folder / INDEX).values())
     else:
         raise BadInput(
             f"download.source: neither {SINGLE} nor {INDEX} in {source.repository} at {source.commit}: only "
@@ -103,8 +108,8 @@ def _files(source: Source) -> list[str]:
             f"download.source: {INDEX} of {source.repository} at {source.commit} names {missing[0]}, which is not "
             f"there ({len(missing)} of {len(weights)} shards missing): choose another revision"
         )
-    small = {INDEX, *CONFIG_FILES, *TOKENIZER_FILES}
-    return sorted(weights | {name for name in source.files if name in small or _is_code(name)})
+    small = {name for name, file in source.files.items() if is_small_file(name, file.bytes)}
+    return sorted(weights | small | ({INDEX} & source.files.keys()))
 
 
 def _is_code(name: str) -> bool:
@@ -145,11 +150,8 @@ def download(step: Step, runtime: Runtime, source: Source) -> Artifact:
                 done((folder / name).stat().st_size)
         for name in checkpoint.weight_files:
             _link((folder / name).resolve(), target / name)
-        # Small files are copied, since people edit those in place. A repository's own modelling code is kept beside
-        # its config, where transformers looks for it.
-        for name in [*checkpoint.files, *(path.name for path in folder.glob("*.py"))]:
-            if name not in checkpoint.weight_files:
-                shutil.copyfile(folder / name, target / name)
+        for name in set(checkpoint.files) - set(checkpoint.weight_files):  # copied, since people edit those in place
+            shutil.copyfile(folder / name, target / name)
         return {"bytes": checkpoint.weight_bytes, "shards": len(checkpoint.weight_files)}
 
     return store.produce(step, runtime, build)
@@ -175,7 +177,8 @@ def _link(origin: Path, target: Path) -> None:
 
 
 def tokenizer_of(checkpoint: Artifact, store: Store) -> Artifact:
-    """The checkpoint seen as its tokenizer: its digest is that of the tokenizer's files alone."""
+    """The checkpoint seen as its tokenizer: its digest is that of all small files but the model's own configs."""
     files = store.manifest(checkpoint)["files"]
-    hashes = {name: file["sha256"] for name, file in files.items() if name in TOKENIZER_FILES}
+    small = {name for name, file in files.items() if is_small_file(name, file["bytes"])} - {*CONFIG_FILES}
+    hashes = {name: files[name]["sha256"] for name in small}
     return checkpoint.model_copy(update={"digest": digest_of(hashes)})

@@ -28,6 +28,7 @@ CODE = (
     "moeprune.footprint",
     "moeprune.models",
     "moeprune.corpus",
+    "moeprune.file_plan",
     "moeprune.sizes",
     "moeprune.likelihood",
     "tasks.held_out",

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
+from moeprune.checkpoint import Checkpoint
 from moeprune.errors import BadInput, known_word
 from moeprune.routing import Routing
 from moeprune.selection import Rule, find
@@ -15,7 +16,8 @@ from tasks.identity import code_digest
 from tasks.progress import progress
 
 MASK = "mask.json"
-CODE = ("moeprune.masks", "moeprune.routing", "moeprune.files")
+CODE = ("moeprune.masks", "moeprune.routing", "moeprune.files", "moeprune.file_plan")
+LIBRARIES = ("transformers",)
 BUDGETS = ("ratio", "keep", "bytes", "sparsity")
 ORDERS = ("as_printed", "sequential")
 
@@ -88,17 +90,16 @@ def _rules() -> list[str]:
     return words()
 
 
-def number_to_keep(params: MaskParams, folder: Path, trust_remote_code: bool = False) -> int:
-    """Experts each layer keeps, or keeps on average; only headers and the config are read.
+def number_to_keep(params: MaskParams, checkpoint: Checkpoint, trust_remote_code: bool = False) -> int:
+    """Experts each layer keeps, or keeps on average; only the config and, for `bytes`, the headers count.
 
-    `folder` holds the checkpoint, for `bytes` with its weights. Raises BadInput, with the nearest request that can be
-    met, if the router cannot work with that many experts.
+    Raises BadInput, with the nearest request that can be met, if the router cannot work with that many experts.
     """
     from moeprune.configs import read_config, read_routing
 
-    routing = read_routing(read_config(folder, trust_remote_code))
+    routing = read_routing(read_config(checkpoint.folder, trust_remote_code))
     if params.bytes is not None:
-        return _within(params.bytes, folder, trust_remote_code)
+        return _within(params.bytes, checkpoint, routing, trust_remote_code)
     return _checked(params, routing)
 
 
@@ -118,14 +119,10 @@ def _checked(params: MaskParams, routing: Routing) -> int:
     return keep
 
 
-def _within(budget: int, folder: Path, trust_remote_code: bool) -> int:
-    from moeprune.checkpoint import open_checkpoint
-    from moeprune.configs import read_config, read_routing
+def _within(budget: int, checkpoint: Checkpoint, routing: Routing, trust_remote_code: bool) -> int:
     from moeprune.file_plan import read_file_plan
     from moeprune.sizes import pruned_bytes
 
-    checkpoint = open_checkpoint(folder)
-    routing = read_routing(read_config(folder, trust_remote_code))
     plan = read_file_plan(checkpoint, trust_remote_code)
     feasible = [keep for keep in range(routing.experts + 1) if routing.works(keep)]
     fitting = bisect_right(feasible, budget, key=lambda keep: pruned_bytes(checkpoint, plan, keep))
@@ -157,7 +154,7 @@ def step(
     inputs: dict[str, Artifact | None] = {"download": checkpoint}
     identity: dict[str, Any] = {"keep": keep, "selection": params.selection, "options": rule.options(params.options)}
     modules = [rule.module, *CODE]
-    libraries: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = LIBRARIES
     if {"scores", "per_corpus"} & set(rule.reads):
         inputs["score"] = scores
     if "statistics" in rule.reads:
@@ -166,7 +163,7 @@ def step(
         inputs |= _numbered("calibrate", corpora)
         identity |= {"corpora": list(corpora or {}), "dtype": dtype}
         modules.append("moeprune.models")
-        libraries = ("torch", "transformers")
+        libraries += ("torch", "compressed-tensors")
     if params.candidate is not None:
         inputs["candidate"] = candidate
     return Step("mask", of, code_digest(modules, libraries), identity, inputs)

@@ -12,7 +12,7 @@ from tasks.identity import code_digest
 from tasks.progress import progress
 
 CODE = ("moeprune.observation", "moeprune.files", "moeprune.models")
-LIBRARIES = ("torch", "transformers")
+LIBRARIES = ("torch", "transformers", "compressed-tensors")
 STATISTICS = "statistics.safetensors"
 
 

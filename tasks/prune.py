@@ -14,8 +14,9 @@ from tasks.identity import code_digest
 from tasks.progress import progress
 
 CODE = ("moeprune.surgery", "moeprune.file_plan", "moeprune.sizes", "moeprune.loader.modeling_moeprune")
-SPARSE_CODE = ("moeprune.sparsity", "moeprune.projections", "moeprune.files")
+SPARSE_CODE = ("moeprune.sparsity", "moeprune.projections", "moeprune.files", "moeprune.file_plan")
 SEQUENTIAL_CODE = ("moeprune.sequential", "moeprune.models")
+LIBRARIES = ("transformers",)
 
 
 class PruneParams(Params):
@@ -28,7 +29,7 @@ class PruneParams(Params):
 def step(params: PruneParams, checkpoint: Artifact | None, mask: Artifact | None) -> Step:
     """The mask counts by its content: two criteria that keep the same experts share the checkpoint."""
     identity = {"shard_size": int(params.shard_size)}
-    return Step("prune", "", code_digest(CODE), identity, {"download": checkpoint, "mask": mask})
+    return Step("prune", "", code_digest(CODE, LIBRARIES), identity, {"download": checkpoint, "mask": mask})
 
 
 def sparse_step(
@@ -46,10 +47,10 @@ def sparse_step(
     modules = [f"moeprune.criteria.{criterion}", *SPARSE_CODE]
     if corpora is None:
         inputs |= {f"observe.{number}": artifact for number, artifact in enumerate(statistics.values())}
-        return Step("prune", "", code_digest(modules), identity, inputs)
+        return Step("prune", "", code_digest(modules, LIBRARIES), identity, inputs)
     inputs |= {f"calibrate.{number}": artifact for number, artifact in enumerate(corpora.values())}
     identity["dtype"] = dtype
-    return Step("prune", "", code_digest([*modules, *SEQUENTIAL_CODE], ("torch", "transformers")), identity, inputs)
+    return Step("prune", "", code_digest([*modules, *SEQUENTIAL_CODE], ("torch", *LIBRARIES)), identity, inputs)
 
 
 @stage(name="prune")
@@ -93,7 +94,7 @@ def _remove_experts(step: Step, runtime: Runtime, text: str, target: Path, shard
             min(plan.dropped),
         )
     with progress(step.title, size, "B") as done:
-        prune_checkpoint(source, plan, mask, target, shard, done)
+        prune_checkpoint(source, plan, mask, target, shard, done, trusted)
     total, active = parameters(source, plan, mask, routing.top_k)
     return {"bytes": size, "bytes_before": source.weight_bytes, "parameters": total, "active_parameters": active}
 

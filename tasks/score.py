@@ -12,7 +12,8 @@ from tasks.identity import code_digest
 from tasks.progress import progress
 
 SCORES = "scores.safetensors"
-WEIGHTS = ("moeprune.experts", "moeprune.file_plan")
+FILES = ("moeprune.experts", "moeprune.file_plan")
+LIBRARIES = ("transformers", "compressed-tensors")
 AUTO = "auto"
 PRINCIPLE = {
     "task-agnostic": (
@@ -88,19 +89,21 @@ def step(params: ScoreParams, checkpoint: Artifact | None, statistics: dict[str,
     identity: dict[str, Any] = {"criterion": criterion.word, "options": criterion.options(params.options)}
     inputs: dict[str, Artifact | None] = {}
     modules = [criterion.module, "moeprune.files"]
+    libraries: tuple[str, ...] = ()
     if criterion.reads == "statistics":
         modules.append("moeprune.combining")
         identity |= {"combine": params.combine, "gate_mode": params.gate_mode}
         identity["weights"] = params.weights and [params.weights[name] for name in statistics]
     else:
-        modules += WEIGHTS if criterion.reads != "shape" else ()
+        modules += FILES
+        libraries = LIBRARIES
         inputs["download"] = checkpoint
     if params.super_experts is not None:
         modules.append("moeprune.protection")
         identity["super_experts"] = params.super_experts
     if params.reads_statistics:
         inputs |= {f"observe.{number}": artifact for number, artifact in enumerate(statistics.values())}
-    return Step("score", criterion.word, code_digest(modules), identity, inputs)
+    return Step("score", criterion.word, code_digest(modules, libraries), identity, inputs)
 
 
 @stage(name="score")

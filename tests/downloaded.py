@@ -39,6 +39,25 @@ def serve_alone(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cache:
         yield hub
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`write_models`, not to be changed."""
+    return write_models(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def hub(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """`serve_alone`, with a cache that is empty."""
+    with serve_alone(models, monkeypatch, tmp_path / "cache") as running:
+        yield running
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    """An empty store."""
+    return Runtime(store=tmp_path / "store")
+
+
 def resolve(runtime: Runtime, source: str = NAME, revision: str | None = None) -> Source:
     """What a source is right now."""
     return download.resolve(DownloadParams(source=source, revision=revision), Store(runtime.store))

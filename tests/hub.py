@@ -41,6 +41,8 @@ class Fault:
     code: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     times: float = math.inf
+    whole: bool = False
+    """Only to requests for whole files: those that read headers ask for the first bytes."""
 
 
 @dataclass
@@ -114,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         hub.requests.append((self.command, unquote(path)))
         for fault in hub.faults:
+            if fault.whole and "Range" in self.headers:
+                continue
             if fault.times > 0 and re.search(fault.where, f"{self.command} {unquote(path)}"):
                 fault.times -= 1
                 return self._refuse(fault.status, fault.code, fault.headers)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from hub import Fault, closed_port, point_at, serve
 from transformers import AutoModelForCausalLM, LlamaConfig
+
+from moeprune.checkpoint import DTYPES
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo" / "model"
@@ -93,6 +96,14 @@ def test_inspect_json_is_one_object_with_everything(moeprune):
     assert {"word": "aimer", "kind": "criterion", "needs": "weights", "refusal": ""} in found["methods"]
 
 
+@pytest.mark.parametrize("name", DTYPES)
+def test_dtype_is_shown_as_pytorch_calls_it(name):
+    from flows.show_model import _dtype
+
+    assert getattr(torch, _dtype(name)) == DTYPES[name]
+    assert _dtype("F6_E2M3") == "f6_e2m3"
+
+
 def test_inspect_folder_with_only_a_config_computes_sizes_and_says_so(moeprune, tmp_path):
     shutil.copyfile(DEMO / "config.json", tmp_path / "config.json")
     found, whole = (told(moeprune("inspect", str(folder), "--json")) for folder in (tmp_path, DEMO))
@@ -133,6 +144,15 @@ def test_inspect_hub_without_the_model_is_refused(words, said, refuse, hub):
     assert said in refuse(*words)
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": {}}'])
+def test_inspect_hub_with_an_index_that_is_none_is_refused(content, refuse, sharded, tmp_path, monkeypatch):
+    shutil.copytree(sharded, tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors.index.json").write_text(content)
+    with serve({NAME: {COMMIT: tmp_path / "broken"}}) as running:
+        point_at(monkeypatch, running.url, tmp_path / "cache")
+        assert "model.safetensors.index.json" in refuse(NAME)
+
+
 def test_inspect_hub_that_gates_the_files_is_refused(refuse, hub):
     hub.faults.append(Fault(r"\.safetensors", 403, "GatedRepo"))
     assert "gated" in refuse(NAME)
@@ -171,6 +191,16 @@ def unknown(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "olmoa"}))
 
 
+def mistyped(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "mixtral", "num_local_experts": "8"}))
+
+
+def unfit(folder: Path) -> None:
+    tiny.new_model("mixtral").config.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "no_such"}))
+
+
 def empty(folder: Path) -> None:
     pass
 
@@ -191,6 +221,8 @@ def truncated(folder: Path) -> None:
         (dense, "model type 'llama' is not a Mixture-of-Experts model"),
         (broken, "config.json"),
         (unknown, "olmoa"),
+        (mistyped, "'num_local_experts'"),
+        (unfit, "cannot make a model"),
         (empty, "no config.json"),
         (other_format, "only safetensors checkpoints"),
         (truncated, "model.safetensors"),

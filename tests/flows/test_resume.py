@@ -34,7 +34,7 @@ def contents(store: Path, *stages: str) -> dict[str, str]:
         ("observe", "moeprune.observation.observe_chunk", 6),
         ("score", "moeprune.files.save_scores", 1),
         ("mask", "moeprune.masks.Mask.to_json", 1),
-        ("prune", "moeprune.surgery.write_safetensors", 2),
+        ("prune", "moeprune.writing.write_safetensors", 2),
         ("evaluate", "moeprune.perplexity.document_nll", 2),
     ],
     ids=STAGES,

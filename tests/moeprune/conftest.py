@@ -4,6 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import quantised_kinds
 import tiny
 
 
@@ -16,5 +17,16 @@ def saved(tmp_path_factory):
         folder = tmp_path_factory.mktemp(family)
         tiny.shared_model(family).save_pretrained(folder)
         return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def quantised(tmp_path_factory):
+    """A folder with the quantised checkpoint of a kind: not to be changed."""
+
+    @lru_cache
+    def save(name: str) -> Path:
+        return quantised_kinds.write(name, tmp_path_factory.mktemp(name))
 
     return save

@@ -80,6 +80,25 @@ def test_open_tensor_in_the_index_but_in_no_shard_is_named(sharded):
         open_checkpoint(sharded)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[]", "names no shard"),
+        (b"{}", "names no shard"),
+        (b'{"weight_map": {}}', "names no shard"),
+        (b'{"weight_map": ["a.safetensors"]}', "names no shard"),
+        (b'{"weight_map": {"lm_head.weight": 1}}', "names no shard"),
+    ],
+)
+def test_open_index_that_is_none_is_refused_in_one_line(content, said, sharded):
+    (sharded / INDEX).write_bytes(content)
+    with pytest.raises(BadInput, match=rf"{INDEX} {said}.*download it again") as refusal:
+        open_checkpoint(sharded)
+    assert "\n" not in str(refusal.value)
+
+
 def test_open_folder_without_config_or_weights_is_refused(single):
     (single / "model.safetensors").unlink()
     with pytest.raises(BadInput, match="only safetensors checkpoints"):

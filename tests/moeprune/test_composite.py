@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from observed import corpus_of
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -14,15 +15,23 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from moeprune.checkpoint import open_checkpoint
 from moeprune.configs import read_config, read_routing
 from moeprune.criteria.aimer import score
+from moeprune.criteria.wanda import score as wanda
+from moeprune.errors import BadInput
 from moeprune.experts import LayerExperts
 from moeprune.file_plan import read_file_plan
+from moeprune.inspection import inspect
 from moeprune.interface import experts_of
 from moeprune.masks import Mask
 from moeprune.meta import meta_model, model_class
 from moeprune.models import load_model
 from moeprune.observation import observe_chunk
 from moeprune.observer import Observer
+from moeprune.projections import projections
+from moeprune.sparsity import Energies, sparsify_checkpoint
 from moeprune.surgery import prune_checkpoint
+from moeprune.trained import trained_contents
+from moeprune.weight_masks import parse_pattern
+from moeprune.writing import write_checkpoint
 
 TOLERANCE = 1e-5
 IDS = torch.stack(tiny.token_ids(24, 24))
@@ -45,7 +54,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_vl_moe": {
         "architectures": ["Qwen3VLMoeForConditionalGeneration"],
         "text_config": _TEXT
-        | {"moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 2, "rope_parameters": _ROTARY},
+        | {"moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 2, "rope_parameters": _ROTARY},
         "vision_config": {
             "depth": 1,
             "hidden_size": 16,
@@ -194,3 +203,76 @@ def test_composite_config_is_edited_within_its_text_part_alone(family, folder, t
     before["text_config"].pop(key), after["text_config"].pop(key)
     assert after == before
     assert read_config(tmp_path / "less").model_type == family
+
+
+@every_family
+def test_composite_checkpoint_is_inspected_with_what_its_text_tower_allows(family, folder):
+    model = composite(family)
+    one = sum(weight[0].numel() for weight in next(iter(experts_of(model).values())).module.parameters())
+    for tensors in (open_checkpoint(folder).tensors, None):
+        found = inspect(read_config(folder), folder, tensors)
+        assert (found.model_type, found.layers, found.expert_layers) == (family, 2, (0, 1))
+        assert found.in_experts == 2 * 8 * one
+        assert found.size.parameters == model.num_parameters()
+        assert not any(pruned.refusal for pruned in found.pruned)
+        refused = {method.word for method in found.methods if method.refusal}
+        # Llama 4's experts do not show the inputs of their down projections.
+        assert refused == ({"wanda", "moe_pruner"} if family == "llama4" else set())
+
+
+# ------------------------------------------- published files of qwen3_vl_moe hold stacks with inputs before outputs
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A folder of a composite whose stacks of experts lie as in published files."""
+    composite("qwen3_vl_moe").save_pretrained(tmp_path / "published")
+    file = tmp_path / "published/model.safetensors"
+    state = load_file(file)
+    turned = {name: tensor.mT.contiguous() for name, tensor in state.items() if ".experts." in name}
+    save_file(state | turned, file, {"format": "pt"})
+    return tmp_path / "published"
+
+
+def test_published_layout_is_pruned_in_that_layout(published, tmp_path):
+    model, checkpoint = composite("qwen3_vl_moe"), open_checkpoint(published)
+    assert checkpoint.tensors["model.language_model.layers.0.mlp.experts.gate_up_proj"].shape == (8, 32, 48)
+    assert distance(tiny.logits(load_model(published), IDS), tiny.logits(model, IDS)) == 0
+    (tmp_path / "less").mkdir()
+    prune_checkpoint(checkpoint, read_file_plan(checkpoint), Mask("0" * 64, 8, KEPT), tmp_path / "less", 10**9)
+    assert distance(tiny.logits(load_model(tmp_path / "less"), IDS), masked_logits(model, KEPT)) < TOLERANCE
+
+
+def test_published_layout_has_its_zeros_where_the_saved_one_has_them(published, tmp_path):
+    composite("qwen3_vl_moe").save_pretrained(tmp_path / "saved")
+    energies = Energies((0, 1), *(torch.rand(2, 8, inputs, dtype=torch.float64) for inputs in (32, 24)))
+    sparse = []
+    for folder in (published, tmp_path / "saved"):
+        checkpoint, target = open_checkpoint(folder), tmp_path / f"sparse-{folder.name}"
+        target.mkdir()
+        plan, found = read_file_plan(checkpoint), projections(read_config(folder))
+        sparsify_checkpoint(checkpoint, plan, found, wanda, energies, parse_pattern("2:4"), target, 10**9)
+        sparse.append(load_model(target).state_dict())
+    assert all(torch.equal(tensor, sparse[1][name]) for name, tensor in sparse[0].items())
+    assert all((tensor == 0).float().mean() == 0.5 for name, tensor in sparse[0].items() if ".experts." in name)
+
+
+def test_published_layout_is_kept_by_what_was_trained(published, tmp_path):
+    checkpoint, model = open_checkpoint(published), load_model(published)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    (tmp_path / "trained").mkdir()
+    write_checkpoint(checkpoint, trained_contents(model, checkpoint), checkpoint.config, tmp_path / "trained", 10**9)
+    loaded = load_model(tmp_path / "trained").state_dict()
+    assert all(torch.equal(loaded[name], parameter) for name, parameter in model.named_parameters())
+    shapes = {name: info.shape for name, info in open_checkpoint(tmp_path / "trained").tensors.items()}
+    assert shapes == {name: info.shape for name, info in checkpoint.tensors.items()}
+
+
+def test_stack_that_is_neither_way_is_refused(published):
+    file = published / "model.safetensors"
+    name = "model.language_model.layers.0.mlp.experts.down_proj"
+    save_file(load_file(file) | {name: torch.zeros(8, 24, 31)}, file, {"format": "pt"})
+    with pytest.raises(BadInput, match=rf"{name} of shape \[8, 24, 31\], by its config it has \[8, 32, 24\]"):
+        read_file_plan(open_checkpoint(published))

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 
+from moeprune.errors import BadInput
 from moeprune.footprint import Peak, measure, resident
 
 MEBIBYTE = 2**20
@@ -40,6 +41,11 @@ def test_measure_a_child_that_fails_is_an_error_with_its_last_line(tmp_path, mon
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
     with pytest.raises(RuntimeError, match="MemoryError: too large"):
+        measure(tmp_path, "float32", "cpu", 16)
+
+
+def test_measure_a_model_that_cannot_be_loaded_is_refused_as_by_loading(tmp_path):
+    with pytest.raises(BadInput, match=r"^download\.source: .* is not a model transformers can load"):
         measure(tmp_path, "float32", "cpu", 16)
 
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3VLMoeConfig
 
 from moeprune import methods
 from moeprune.checkpoint import open_checkpoint
@@ -152,6 +152,13 @@ def test_inspect_router_that_cannot_be_told_forbids_criteria_that_read_it(saved,
     methods.check_routers(open_checkpoint(saved("olmoe")), plan)
     with pytest.raises(BadInput, match="layer 0 has 2 tensors"):
         methods.check_routers(files, doubled)
+
+
+def test_inspect_quantisation_within_the_config_of_a_tower_is_told(tmp_path):
+    how = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    tower = {"num_hidden_layers": 1, "num_experts": 8, "num_experts_per_tok": 2, "hidden_size": 64, "vocab_size": 64}
+    assert inspect(Qwen3VLMoeConfig(text_config=tower), tmp_path, None).quantised is None
+    assert inspect(Qwen3VLMoeConfig(text_config=tower | {"quantization_config": how}), tmp_path, None).quantised == how
 
 
 def test_inspect_dense_model_is_refused(tmp_path):

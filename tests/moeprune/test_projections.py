@@ -102,6 +102,17 @@ def test_projections_of_a_model_too_large_for_any_memory_here_are_found():
     assert found["model.layers.#.mlp.experts.#.gate_proj.weight"] == Projection("up", 1)
 
 
+def test_projection_that_the_save_path_moves_in_two_dimensions_is_refused(monkeypatch):
+    def turn_what_is_longer(model):
+        memory = model.state_dict()
+        longer = {name for name, tensor in memory.items() if name.endswith("proj") and 33 in tensor.shape}
+        return memory, {name: tensor.mT if name in longer else tensor for name, tensor in memory.items()}
+
+    monkeypatch.setattr("moeprune.projections.meta_tensors", turn_what_is_longer)
+    with pytest.raises(BadInput, match=r"where the inputs of \S+\.gate_up_proj lie cannot be told from its shape"):
+        projections(tiny.new_model("qwen3_moe", moe_intermediate_size=24).config)
+
+
 def test_family_without_the_experts_interface_is_refused():
     config = CONFIG_MAPPING["llama4_text"](**_SMALL, num_local_experts=4, head_dim=8, intermediate_size_mlp=12)
     with pytest.raises(BadInput, match="Llama4TextExperts does not tell"):

@@ -2,18 +2,15 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import packed
 import pytest
 import tiny
 import torch
+from quantised_kinds import BLOCKS, KINDS, matrices
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config
 
 from moeprune.checkpoint import Checkpoint, open_checkpoint
 from moeprune.criteria import aimer
@@ -21,6 +18,7 @@ from moeprune.errors import BadInput
 from moeprune.experts import LayerExperts
 from moeprune.file_plan import read_file_plan
 from moeprune.masks import Mask
+from moeprune.models import load_model
 from moeprune.quantised import unpacker
 from moeprune.sizes import parameters, pruned_bytes
 from moeprune.surgery import prune_checkpoint
@@ -28,111 +26,8 @@ from moeprune.surgery import prune_checkpoint
 TOLERANCE = 1e-5
 KEPT = ((0, 1, 3, 4, 6, 7), (1, 2, 3, 4, 5, 6))
 IDS = torch.stack(tiny.token_ids(24, 24))
-BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": ["attn", "shared", "0.mlp"]}
-INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 16}
-FP8 = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
-FP4 = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16}
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A family quantised in some way; `read` gives the numbers that parts of a weight stand for, by a slow loop.
-
-    `load` is how transformers is told to load it dequantised, None if it cannot.
-    """
-
-    family: str
-    quantise: packed.Quantiser
-    config: dict[str, Any]
-    parts: tuple[str, ...]
-    read: Callable[..., Tensor]
-    load: Any = None
-    sizes: dict[str, int] = field(default_factory=dict)
-
-
-KINDS = {
-    "fp8-blocks": Kind(
-        "deepseek_v3",
-        packed.fp8_blocks(16, 16),
-        BLOCKS | {"weight_block_size": [16, 16]},
-        ("", "_scale_inv"),
-        lambda weight, scale: packed.of_fp8(weight, scale, 16, 16),
-        FineGrainedFP8Config(dequantize=True, weight_block_size=(16, 16)),
-    ),
-    "fp8-blocks-cut-at-the-ends": Kind(
-        "deepseek_v3",
-        packed.fp8_blocks(12, 20),
-        BLOCKS | {"weight_block_size": [12, 20]},
-        ("", "_scale_inv"),
-        lambda weight, scale: packed.of_fp8(weight, scale, 12, 20),
-    ),
-    "fp8-whole": Kind(
-        "qwen3_moe",
-        packed.fp8_whole,
-        BLOCKS | {"weight_block_size": None},
-        ("", "_scale_inv"),
-        lambda weight, scale: packed.of_fp8(weight, scale[None, None], 99, 99),
-    ),
-    "fp8-rows": Kind(
-        "mixtral",
-        packed.fp8_rows,
-        {"quant_method": "fbgemm_fp8"},
-        ("", "_scale"),
-        lambda weight, scale: packed.of_fp8(weight, scale, 1, 99),
-    ),
-    "mxfp4": Kind(
-        "gpt_oss",
-        packed.mxfp4_stacks,
-        {"quant_method": "mxfp4"},
-        ("_blocks", "_scales"),
-        packed.of_mxfp4,
-        Mxfp4Config(dequantize=True),
-        {"intermediate_size": 32},
-    ),
-    "compressed-int4": Kind(
-        "qwen3_moe",
-        packed.int4_groups(16),
-        packed.compressed(INT4, "pack-quantized"),
-        ("_packed", "_scale"),
-        lambda numbers, scale: packed.of_int4(numbers, scale, 16),
-        CompressedTensorsConfig(dequantize=True),
-    ),
-    "compressed-fp8": Kind(
-        "qwen3_moe",
-        packed.fp8_rows,
-        packed.compressed(FP8, "float-quantized"),
-        ("", "_scale"),
-        lambda weight, scale: packed.of_fp8(weight, scale, 1, 99),
-        CompressedTensorsConfig(dequantize=True),
-    ),
-    "compressed-nvfp4": Kind(
-        "qwen3_moe",
-        packed.nvfp4,
-        packed.compressed(FP4, "nvfp4-pack-quantized"),
-        ("_packed", "_scale", "_global_scale"),
-        packed.of_nvfp4,
-    ),
-}
 every_kind = pytest.mark.parametrize("kind", KINDS)
-loadable = pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.load])
-
-
-@pytest.fixture(scope="module")
-def quantised(tmp_path_factory):
-    """A folder with the quantised checkpoint of a kind: not to be changed."""
-
-    @lru_cache
-    def save(name: str) -> Path:
-        kind, folder = KINDS[name], tmp_path_factory.mktemp(name)
-        tiny.new_model(kind.family, **kind.sizes).save_pretrained(folder)
-        packed.quantise_file(folder, is_quantised, kind.quantise, kind.config)
-        return folder
-
-    return save
-
-
-def is_quantised(name: str) -> bool:
-    return ".experts." in name and "bias" not in name
+loadable = pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.loads])
 
 
 def mask_of(plan) -> Mask:
@@ -149,14 +44,6 @@ def pruned(folder: Path, target: Path) -> Checkpoint:
 
 def raw(tensor: Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def load(folder: Path, kind: Kind) -> torch.nn.Module:
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=kind.load, dtype=torch.float32, output_loading_info=True
-    )
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    return model.eval()
 
 
 @every_kind
@@ -194,28 +81,11 @@ def test_quantised_config_is_edited_in_the_expert_count_only(kind, quantised, tm
 @loadable
 def test_quantised_pruned_checkpoint_equals_the_masked_model(kind, quantised, tmp_path):
     folder = quantised(kind)
-    whole = load(folder, KINDS[kind])
-    found = tiny.logits(load(pruned(folder, tmp_path / "pruned").folder, KINDS[kind]), IDS)
+    whole = load_model(folder, "float32")
+    found = tiny.logits(load_model(pruned(folder, tmp_path / "pruned").folder, "float32"), IDS)
     kept = mask_of(read_file_plan(open_checkpoint(folder))).kept
     assert float((found - tiny.masked_logits(whole, IDS, kept)).abs().max()) < TOLERANCE
     assert float((found - tiny.logits(whole, IDS)).abs().max()) > 1e-2, "pruning changed nothing"
-
-
-def expected_matrices(folder: Path, kind: Kind, layer: int, expert: int) -> list[Tensor]:
-    """The matrices of an expert, by the slow loops."""
-    state = load_file(folder / "model.safetensors")
-    found = []
-    for name in sorted(state):
-        stem = name.removesuffix(kind.parts[0])
-        whole = name.startswith(f"model.layers.{layer}.") and name.endswith(kind.parts[0])
-        if not (whole and is_quantised(stem) and all(stem + part in state for part in kind.parts)):
-            continue
-        tensors = [state[stem + part] for part in kind.parts]
-        if f".experts.{expert}." in name:
-            found.append(kind.read(*tensors))
-        elif kind.family == "gpt_oss":
-            found.append(kind.read(*(tensor[expert] for tensor in tensors)))
-    return found
 
 
 @every_kind
@@ -223,8 +93,8 @@ def test_quantised_experts_score_as_what_they_stand_for(kind, quantised):
     checkpoint = open_checkpoint(quantised(kind))
     plan = read_file_plan(checkpoint)
     for layer in plan.layers:
-        weights = [expected_matrices(checkpoint.folder, KINDS[kind], layer, e) for e in range(tiny.EXPERTS)]
-        assert all(len(matrices) == (2 if kind == "mxfp4" else 3) for matrices in weights)
+        weights = [matrices(checkpoint.folder, KINDS[kind], layer, e) for e in range(tiny.EXPERTS)]
+        assert {len(of_one) for of_one in weights} == {2 if kind == "mxfp4" else 3}
         found = aimer.score(LayerExperts(checkpoint, plan, layer))
         torch.testing.assert_close(found, aimer.score(weights), rtol=1e-6, atol=0)
         assert len(set(found.tolist())) == tiny.EXPERTS
@@ -309,6 +179,16 @@ def test_weight_left_unquantised_is_read_as_it_is():
     plain = torch.randn(4, 6).bfloat16()
     for config in (None, BLOCKS, KINDS["compressed-int4"].config):
         assert unpacker(config)("a.experts.0.up.weight", {"": plain}) is plain
+
+
+def test_as_many_blocks_in_a_row_as_there_are_rows_are_read_as_blocks():
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 33)
+    parts = packed.fp8_blocks(8, 8)("w", weight)
+    assert parts["w_scale_inv"].shape == (1, 4)
+    found = unpacker(BLOCKS | {"weight_block_size": [8, 8]})("w", {"": parts["w"], "_scale_inv": parts["w_scale_inv"]})
+    assert torch.equal(found, packed.of_fp8(parts["w"], parts["w_scale_inv"], 8, 8))
+    with pytest.raises(BadInput, match=r"scales of shape \[1, 4\]"):
+        unpacker(BLOCKS | {"weight_block_size": None})("w", {"": parts["w"], "_scale_inv": parts["w_scale_inv"]})
 
 
 def test_four_bits_in_bytes_with_exponents_are_read():

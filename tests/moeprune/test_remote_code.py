@@ -201,6 +201,16 @@ def test_published_names_are_those_of_the_files(folder):
     assert isinstance(remote.load(folder).model.layers[1].mlp.experts, nn.ModuleList)
 
 
+def test_layers_of_own_code_with_different_counts_are_refused_for_that_alone(folder, tmp_path):
+    source = open_checkpoint(folder)
+    mask = Mask("0" * 64, 8, KEPT | {2: (1, 2, 3, 4)})
+    (tmp_path / "uneven").mkdir()
+    with pytest.raises(BadInput, match=r"different numbers of experts are for causal language models of transformers"):
+        plan = read_file_plan(source, trust_remote_code=True)
+        prune_checkpoint(source, plan, mask, tmp_path / "uneven", 10**9, trust_remote_code=True)
+    assert not list((tmp_path / "uneven").iterdir())
+
+
 def test_read_config_refuses_no_stock_family(saved):
     assert read_config(saved("olmoe")).model_type == "olmoe"
     with pytest.raises(BadInput, match="not a model transformers can load"):

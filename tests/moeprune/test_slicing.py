@@ -146,6 +146,14 @@ def test_positions_follow_blocks_of_rows_and_keep_the_rows_of_no_expert():
     assert Axis(0, 1, 2).positions((1, 2), 4).tolist() == [1, 2, 4, 5]  # two shared experts come last
 
 
+@pytest.mark.parametrize("axis", [Axis(0, 1, 0), Axis(0, 3, 0), Axis(1, 1, 2), Axis(2, 3, 2)])
+def test_resized_shape_is_that_of_the_tensor_cut(axis):
+    shape = [5, 5, 5]
+    shape[axis.dimension] = 4 * axis.rows + axis.rest
+    cut = torch.zeros(shape).index_select(axis.dimension, axis.positions((1, 3), 4))
+    assert axis.resized(tuple(shape), 2) == tuple(cut.shape)
+
+
 @every_family
 def test_routed_without_equals_the_masked_model_and_copies_no_expert(family):
     model = tiny.new_model(family)

@@ -14,6 +14,7 @@ import torch
 from observed import corpus_of
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from moeprune import loader
@@ -22,6 +23,7 @@ from moeprune.configs import read_config, read_routing
 from moeprune.errors import BadInput
 from moeprune.file_plan import read_file_plan
 from moeprune.masks import Mask
+from moeprune.meta import meta_model
 from moeprune.models import load_model
 from moeprune.observation import observe_chunk
 from moeprune.observer import Observer
@@ -226,4 +228,11 @@ def test_uneven_counts_of_a_model_that_is_no_causal_language_model_are_refused()
     with torch.device("meta"):
         model = LlamaModel(LlamaConfig(num_hidden_layers=1))
     with pytest.raises(BadInput, match="choose a rule that keeps equally many"):
-        check_uneven(model)
+        check_uneven(model, {"model_type": "llama"})
+
+
+def test_uneven_counts_of_the_text_tower_of_a_composite_config_are_refused():
+    text = {"num_hidden_layers": 1, "num_local_experts": 4, "hidden_size": 16, "intermediate_size": 8, "head_dim": 8}
+    config = CONFIG_MAPPING["llama4"](text_config=text, architectures=["Llama4ForCausalLM"])
+    with pytest.raises(BadInput, match="not for the llama4_text within a llama4: choose a rule"):
+        check_uneven(meta_model(config), {"model_type": "llama4"})

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import sample
+from downloaded import hub as hub
+from downloaded import models as models
+from downloaded import runtime as runtime
 
 from tasks import download
 from tasks.artifacts import Artifact, Runtime, Store

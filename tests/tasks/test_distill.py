@@ -155,7 +155,7 @@ def test_distill_killed_at_any_step_gives_the_same_bytes(kind, workshop, corpora
 def test_distill_killed_while_writing_does_not_train_again(workshop, fewer, corpora, tmp_path, monkeypatch):
     whole, _ = train(workshop, fewer, corpora, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
-        patch.setattr("moeprune.surgery.write_safetensors", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
+        patch.setattr("moeprune.writing.write_safetensors", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
         train(workshop, fewer, corpora, tmp_path / "cut")
     monkeypatch.setattr(distillation.Distillation, "advance", lambda *_: pytest.fail("trained again"))
     assert content(train(workshop, fewer, corpora, tmp_path / "cut")[0]) == content(whole)

@@ -8,28 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from downloaded import NAME, NEW, OLD, SHARD, fetch, resolve, serve_alone, weights, write_models
+from downloaded import NAME, NEW, OLD, SHARD, fetch, resolve, serve_alone, weights
 from hub import closed_port, point_at
 
 from moeprune.errors import BadInput
 from tasks import download
-from tasks.artifacts import Runtime, Store
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture
-def hub(models, tmp_path, monkeypatch):
-    with serve_alone(models, monkeypatch, tmp_path / "cache") as running:
-        yield running
-
-
-@pytest.fixture
-def runtime(tmp_path: Path) -> Runtime:
-    return Runtime(store=tmp_path / "store")
+from tasks.artifacts import Store
 
 
 @pytest.fixture

@@ -1,33 +1,14 @@
 """Repositories that not everybody may read: one line that says what to do, before any file is sent."""
 
-from pathlib import Path
-
 import pytest
-from downloaded import NAME, fetch, refused, resolve, serve_alone, write_models
+from downloaded import NAME, fetch, refused, resolve
 from hub import Fault, closed_port, point_at
 
 from moeprune.errors import BadInput
 from tasks import download
-from tasks.artifacts import Runtime
 from tasks.hub_refusals import HubUnavailable
 
 INFO, FILES = "GET /api/models", "/resolve/"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture
-def hub(models, tmp_path, monkeypatch):
-    with serve_alone(models, monkeypatch, tmp_path / "cache") as running:
-        yield running
-
-
-@pytest.fixture
-def runtime(tmp_path: Path) -> Runtime:
-    return Runtime(store=tmp_path / "store")
 
 
 @pytest.mark.parametrize("status", [401, 403], ids=["not logged in", "no access"])

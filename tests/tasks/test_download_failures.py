@@ -2,36 +2,19 @@
 
 import errno
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from downloaded import OLD, SHARD, fetch, refused, resolve, serve_alone, weights, write_models
+from downloaded import OLD, SHARD, fetch, refused, resolve, serve_alone, weights
 from hub import Fault, closed_port, point_at
 
 from moeprune.checkpoint import sha256
 from moeprune.errors import BadInput
 from tasks import download
-from tasks.artifacts import Runtime, Store
+from tasks.artifacts import Store
 from tasks.hub_refusals import HubUnavailable
 
 INFO, FILES, SENDING = "GET /api/models", "/resolve/", "GET /storage/"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture
-def hub(models, tmp_path, monkeypatch):
-    with serve_alone(models, monkeypatch, tmp_path / "cache") as running:
-        yield running
-
-
-@pytest.fixture
-def runtime(tmp_path: Path) -> Runtime:
-    return Runtime(store=tmp_path / "store")
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +152,16 @@ def test_xet_storage_out_of_reach_is_refused_with_the_way_round_it(hub, models, 
     assert fetch(runtime)
 
 
+def test_error_that_xet_has_no_part_in_is_not_blamed_on_it(hub, runtime, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("cannot start a thread")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", fail)
+    with pytest.raises(RuntimeError, match="cannot start a thread") as caught:
+        fetch(runtime)
+    assert type(caught.value) is RuntimeError
+
+
 def test_hub_never_reached_is_refused(runtime, hub, monkeypatch, tmp_path):
     point_at(monkeypatch, f"http://127.0.0.1:{closed_port()}", tmp_path / "cache")
     refused(runtime, r"no folder owner/tiny, and the Hub at http://127.* cannot be reached", HubUnavailable)
@@ -208,6 +201,17 @@ def test_repository_that_lacks_a_file_is_refused_before_any_weight_is_sent(
     (tmp_path / "less" / lost).unlink()
     with serve_alone({OLD: tmp_path / "less"}, monkeypatch, tmp_path / "cache") as hub:
         refused(runtime, match)
+        assert not [name for name in hub.served if name.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": {}}'])
+def test_repository_with_an_index_that_is_none_is_refused_before_any_weight_is_sent(
+    content: str, models, tmp_path, runtime, monkeypatch
+):
+    shutil.copytree(models[OLD], tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors.index.json").write_text(content)
+    with serve_alone({OLD: tmp_path / "broken"}, monkeypatch, tmp_path / "cache") as hub:
+        refused(runtime, r"model\.safetensors\.index\.json (cannot be read|names no shard).*download it again")
         assert not [name for name in hub.served if name.endswith(".safetensors")]
 
 

@@ -7,6 +7,7 @@ import sample
 import torch
 from transformers import DeepseekV3Config
 
+from moeprune.checkpoint import Checkpoint, open_checkpoint
 from moeprune.errors import BadInput
 from moeprune.files import save_scores
 from moeprune.masks import Mask
@@ -40,7 +41,7 @@ def make(workshop, scores: torch.Tensor, keep: int) -> tuple[Artifact, dict]:
     ids=str,
 )
 def test_number_to_keep_removed_experts_are_rounded_down(given, keep: int, workshop):
-    assert number_to_keep(MaskParams(**given), workshop.folder / "model") == keep
+    assert number_to_keep(MaskParams(**given), open_checkpoint(workshop.folder / "model")) == keep
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_number_to_keep_removed_experts_are_rounded_down(given, keep: int, works
 def test_number_to_keep_that_the_router_refuses_is_told_the_nearest_in_the_same_unit(given, reason, remedy, tmp_path):
     DeepseekV3Config(n_routed_experts=64, n_group=8, topk_group=4).save_pretrained(tmp_path)
     with pytest.raises(BadInput) as refusal:
-        number_to_keep(MaskParams(**given), tmp_path)
+        number_to_keep(MaskParams(**given), Checkpoint(tmp_path, {}))
     assert str(refusal.value).startswith(reason) and str(refusal.value).endswith(remedy)
 
 
@@ -76,7 +77,7 @@ def test_number_to_keep_bytes_is_the_most_that_fits(workshop):
         on_disk = sum(path.stat().st_size for path in workshop.store.folder(made).glob("*.safetensors"))
         assert sizes[keep] <= on_disk < sizes[keep] + 20_000  # headers
         assert len(content["kept"]["0"]) == keep
-    model = workshop.folder / "model"
+    model = open_checkpoint(workshop.folder / "model")
     assert number_to_keep(MaskParams(bytes=sizes[6]), model) == 6
     assert number_to_keep(MaskParams(bytes=sizes[6] - 1), model) == 5
     assert number_to_keep(MaskParams(bytes=10**12), model) == sample.EXPERTS
