@@ -16,7 +16,7 @@ from tasks.identity import code_digest
 from tasks.progress import progress
 
 MASK = "mask.json"
-CODE = ("moeprune.masks", "moeprune.routing", "moeprune.files", "moeprune.file_plan")
+CODE = ("moeprune.masks", "moeprune.routing", "moeprune.files", "moeprune.schema")
 LIBRARIES = ("transformers",)
 BUDGETS = ("ratio", "keep", "bytes", "sparsity")
 ORDERS = ("as_printed", "sequential")
@@ -194,17 +194,16 @@ def mask(step: Step, runtime: Runtime, params: MaskParams, trust_remote_code: bo
     def build(target: Path) -> dict[str, Any]:
         if params.sparsity is not None:
             return _write_weight_mask(step, target)
-        from moeprune.checkpoint import open_checkpoint
         from moeprune.configs import read_config, read_routing
-        from moeprune.file_plan import read_file_plan
         from moeprune.masks import Mask
+        from moeprune.schema import read_plan
 
         set_threads(runtime)
         checkpoint = step.inputs["download"]
         assert checkpoint
-        folder = store.folder(checkpoint)
-        plan = read_file_plan(open_checkpoint(folder), trust_remote_code)
-        routing = read_routing(read_config(folder, trust_remote_code))
+        # The config tells all that is needed: a mask can be made when the weights are gone.
+        config = read_config(store.folder(checkpoint), trust_remote_code)
+        plan, routing = read_plan(config, trust_remote_code), read_routing(config)
         with progress(step.title, len(plan.layers), "layer") as done:
             given = _readable(step, runtime, trust_remote_code) | {
                 "plan": lambda: plan,
