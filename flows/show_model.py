@@ -19,6 +19,8 @@ def model(source: str, found: Inspection) -> None:
     for name, value in _facts(found).items():
         facts.add_row(name, value)
     console.print(facts, highlight=False)
+    if _unprunable(found):
+        return
     console.print()
     console.print(_pruned(found), highlight=False)
     for refusal, ratios in _refusals(found).items():
@@ -49,9 +51,18 @@ def _facts(found: Inspection) -> dict[str, str]:
         "quantised": _quantised(found),
         "observable": "yes" if not found.unobservable else f"no: {_reason(found.unobservable)}",
     }
+    if refusal := _unprunable(found):
+        facts["prunable"] = f"no: {refusal}"
     if found.heads:
         facts["prediction heads"] = f"{size(found.heads)}B with experts of their own: pruning leaves them out"
     return facts
+
+
+def _unprunable(found: Inspection) -> str:
+    """Why no number of experts can be removed, or ""."""
+    if any(pruned.size for pruned in found.pruned):
+        return ""
+    return next(iter(_refusals(found)), "")
 
 
 def _experts(found: Inspection) -> str:
@@ -104,7 +115,7 @@ def _pruned(found: Inspection) -> Table:
         title_justify="left",
     )
     for column in ("removed", "experts", "parameters", "active", "size", "of the whole"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     table.columns[0].justify = "left"
     table.add_row("none", _experts(found), *_sizes(found.size, found.size))
     for pruned in found.pruned:

@@ -99,6 +99,15 @@ def without_heads(config: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
+def head_layers(config: dict[str, Any]) -> range:
+    """The numbers of the layers after the last one of the model, by a raw config.json: its prediction heads."""
+    for owner in _owners(config, dict.get):
+        heads = next((count for key in HEAD_COUNT_KEYS if (count := owner.get(key))), 0)
+        if heads and (layers := owner.get("num_hidden_layers")):
+            return range(layers, layers + heads)
+    return range(0)
+
+
 def quantisation(config: dict[str, Any]) -> dict[str, Any] | None:
     """How a raw config.json says the weights are quantised, or None."""
     return next((found for owner in _owners(config, dict.get) if (found := owner.get("quantization_config"))), None)

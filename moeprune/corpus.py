@@ -146,6 +146,11 @@ def build_corpus(
         progress(len(ids))
         if taken == tokens:
             break
+    if documents and not available:
+        raise BadInput(
+            f"download.source: its tokenizer makes no tokens of corpus '{name}' ({len(documents)} documents): give a "
+            "checkpoint with its tokenizer files"
+        )
     if taken < tokens:
         raise BadInput(
             f"calibrate.tokens: {tokens} tokens wanted, but corpus '{name}' gives {taken} ({len(documents)} documents "

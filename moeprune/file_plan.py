@@ -12,7 +12,7 @@ from typing import Any
 
 from moeprune import loader
 from moeprune.checkpoint import Checkpoint, TensorInfo
-from moeprune.configs import quantisation, read_config
+from moeprune.configs import head_layers, quantisation, read_config
 from moeprune.errors import BadInput
 from moeprune.file_names import names_in_memory, turned_names, with_counts, with_names
 from moeprune.meta import meta_model
@@ -39,7 +39,7 @@ def read_file_plan(checkpoint: Checkpoint, trust_remote_code: bool = False) -> P
     if unknown and (names := names_in_memory(unknown, meta_model(config, trust_remote_code))):
         plan = _with_turned(with_names(plan, names, checkpoint), checkpoint, config, trust_remote_code)
         found, unknown = _explained(plan, checkpoint)
-    dropped = _heads(found, unknown)
+    dropped = _heads(found, unknown, head_layers(checkpoint.config))
     for name in sorted(unknown.keys() - dropped):
         _refuse_of_experts(found, name, unknown[name])
     _refuse_missing_experts(found, checkpoint)
@@ -136,15 +136,17 @@ def _axis_beside(plan: Plan, name: str, weight: str, info: TensorInfo) -> Axis |
     )
 
 
-def _heads(plan: Plan, unknown: Mapping[str, TensorInfo]) -> frozenset[str]:
+def _heads(plan: Plan, unknown: Mapping[str, TensorInfo], layers: Container[int]) -> frozenset[str]:
     """The tensors of prediction heads that have experts.
 
-    Those experts were never observed, and other engines read one number of experts for a model and its heads.
+    Heads are what the library leaves out when it loads, and the layers that the config counts as such. Their experts
+    were never observed, and other engines read one number of experts for a model and its heads.
     """
     tails = {_tail(name) for name in plan.axes}
     dropped: set[str] = set()
-    for pattern in plan.ignored:
-        head = {name for name in unknown if re.search(pattern, name)}
+    heads = [{name for name in unknown if re.search(pattern, name)} for pattern in plan.ignored]
+    heads.append({name for name in unknown if layer_of(name) in layers})
+    for head in heads:
         if any(
             ONE_EXPERT.search(name) or _tail(name) in tails or _is_stack(plan, name, unknown[name]) for name in head
         ):

@@ -87,6 +87,23 @@ def test_inspect_methods_that_are_not_possible_are_told_once_with_the_reason(moe
     assert page.count("reap") == 1
 
 
+def test_inspect_files_that_cannot_be_pruned_say_so_in_place_of_what_pruning_would_leave(moeprune, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(DEMO, tmp_path / "more")
+    file = next((tmp_path / "more").glob("*.safetensors"))
+    unknown = {"model.layers.0.mlp.experts.0.secret": torch.ones(4)}
+    save_file(load_file(file) | unknown, file, {"format": "pt"})
+    index = tmp_path / "more/model.safetensors.index.json"
+    if index.is_file():
+        content = json.loads(index.read_text())
+        content["weight_map"] |= dict.fromkeys(unknown, file.name)
+        index.write_text(json.dumps(content))
+    page = moeprune("inspect", str(tmp_path / "more")).out
+    assert "prunable" in page and "experts.0.secret" in page
+    assert "score.criterion" not in page and "what pruning would leave" not in page
+
+
 def test_inspect_json_is_one_object_with_everything(moeprune):
     found = told(moeprune("inspect", str(DEMO), "--json"))
     assert (found["status"], found["error"], found["source"]) == ("done", None, str(DEMO))

@@ -104,6 +104,11 @@ def test_seed_changes_the_sample_and_the_same_seed_gives_the_same_bytes(tmp_path
     assert all(torch.equal(value, getattr(loaded, name)) for name, value in vars(build()).items())
 
 
+def test_corpus_of_which_the_tokenizer_makes_nothing_is_refused_by_its_name():
+    with pytest.raises(BadInput, match=r"makes no tokens of corpus 'corpus' \(2 documents\): give a checkpoint"):
+        build_corpus(["a", "b"], lambda text: [], 4, 8, 1, 0)
+
+
 def test_corpus_too_short_empty_or_of_too_few_documents_is_refused():
     with pytest.raises(BadInput, match=rf"tokens: 9999 tokens wanted, but corpus 'corpus' gives {sum(LENGTHS)} "):
         build(tokens=9999, chunks=1)

@@ -176,6 +176,7 @@ def head(prefix: str, experts: bool) -> State:
     [
         ("deepseek_v3", "model.layers.61.", "num_nextn_predict_layers"),
         ("deepseek_v3", "model.layers.61.", "num_mtp_layers"),
+        ("deepseek_v3", "model.layers.3.", "num_nextn_predict_layers"),  # the layer after the last of a tiny model
         ("exaone_moe", "mtp.layers.0.", "mtp_num_hidden_layers"),
     ],
 )
