@@ -8,6 +8,7 @@ from typing import Any
 from flows.recipe import Recipe
 from moeprune import loader
 from moeprune.checkpoint import Checkpoint
+from moeprune.configs import quantisation
 from moeprune.errors import BadInput
 from moeprune.interface import Experts, experts_of, routers_of
 from moeprune.methods import check_experts, check_inputs, check_routers
@@ -34,6 +35,11 @@ def check_fit(recipe: Recipe, model: Any, files: Checkpoint, plan: Plan, routing
     if recipe.skips and routing.top_k != 2:
         raise BadInput(
             f"evaluate.expert_skipping: it is defined for two experts a token, this model chooses {routing.top_k}"
+        )
+    if recipe.virtual and (quantised := quantisation(model.config.to_dict())):
+        raise BadInput(
+            f"evaluate.virtual: this model's weights are quantised ({quantised.get('quant_method')}), and only plain "
+            "ones can be removed in memory: set it to false"
         )
     experts = _observable(model, plan) if recipe.uses_corpora else {}
     if recipe.sparse:
