@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 BENCHMARKS := .venv/.benchmarks
+HAS_BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null
 
-.PHONY: demo test check clean help
+.PHONY: demo test check browser clean help
 
 help:  ## what there is to do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -13,13 +14,18 @@ demo: $(READY)  ## prune the embedded model through all seven stages
 	$(BIN)/moeprune run params/demo.yaml
 
 test: $(READY) $(BENCHMARKS)  ## run the tests
-	$(BIN)/python -m pytest
+	@$(HAS_BROWSER) || echo "NOTE: no chromium and chromedriver: pages are NOT opened in a browser. Install them: make browser"
+	$(BIN)/python -m pytest -rs
 
 check: $(READY)  ## lint, format, types, directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+browser:  ## install the browser in which the tests open pages (Debian, as root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq --no-install-recommends chromium chromium-driver
 
 clean:  ## remove the environment and all results
 	rm -rf .venv .moeprune

@@ -43,7 +43,7 @@ class Products:
 
     @property
     def final(self) -> Artifact | None:
-        """The checkpoint to be used."""
+        """The checkpoint to be used; None after a virtual mask, too."""
         return self.distilled or self.pruned
 
 
@@ -58,7 +58,10 @@ class Chain:
     made: Products = field(default_factory=Products)
 
     def run(self) -> Products:
-        """Download, calibrate, observe, score, mask, prune, distil, evaluate: what the recipe needs of them."""
+        """Download, calibrate, observe, score, mask, prune, distil, evaluate: what the recipe needs of them.
+
+        A virtual mask is applied by evaluate itself.
+        """
         recipe, made = self.recipe, self.made
         made.base = self.do(
             download.download,
@@ -73,7 +76,8 @@ class Chain:
             step = score.step(recipe.score, made.base, made.statistics)
             made.scores = self._trusting(score.score, step, params=recipe.score)
         made.mask = self._mask()
-        made.pruned = self._trusting(prune.prune, self._prune_step(), params=recipe.prune)
+        if not recipe.virtual:
+            made.pruned = self._trusting(prune.prune, self._prune_step(), params=recipe.prune)
         if recipe.distill is not None:
             step = distill.step(recipe.distill, made.base, made.mask, made.pruned, made.corpora)
             made.distilled = self._trusting(distill.distill, step, params=recipe.distill)
@@ -135,8 +139,10 @@ class Chain:
         )
 
     def _evaluate(self, params: evaluate.EvaluateParams) -> None:
-        made = self.made
-        wanted: dict[str, tuple[Artifact | None, Artifacts]] = {"base": (made.base, {}), "pruned": (made.pruned, {})}
+        made, corpora, trusted = self.made, self.sources.evaluation, self.recipe.download.trust_remote_code
+        wanted: dict[str, tuple[Artifact | None, Artifacts]] = {"base": (made.base, {})}
+        if not self.recipe.virtual:
+            wanted["pruned"] = (made.pruned, {})
         if self.recipe.distill is not None:
             wanted["distilled"] = (made.distilled, {})
         if self.recipe.skips:
@@ -144,9 +150,11 @@ class Chain:
             sums = observe.ObserveParams(dtype=self.recipe.observe.dtype, sums=("core", "ratios"))
             wanted["skipped"] = (made.final, self._observe(sums, made.final, "pruned"))
         for of, (checkpoint, statistics) in wanted.items():
-            trusted = self.recipe.download.trust_remote_code
-            step = evaluate.step(params, of, checkpoint, self.sources.evaluation, self.store, trusted, statistics)
-            made.reports[of] = self._trusting(evaluate.evaluate, step, params=params, corpora=self.sources.evaluation)
+            step = evaluate.step(params, of, checkpoint, corpora, self.store, trusted, statistics)
+            made.reports[of] = self._trusting(evaluate.evaluate, step, params=params, corpora=corpora)
+        if self.recipe.virtual:
+            step = evaluate.virtual_step(params, "pruned", made.base, made.mask, corpora, self.store, trusted)
+            made.reports["pruned"] = self._trusting(evaluate.evaluate, step, params=params, corpora=corpora)
 
 
 def chain(recipe: Recipe, sources: Sources, store: Store, do: Do) -> Products:

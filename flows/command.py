@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
 from moeprune.errors import BadInput
 
@@ -18,6 +19,7 @@ app = App(
     again. Begin with `moeprune init`, then `moeprune run params/first.yaml`.
     """,
     help_format="markdown",
+    suppress_keyboard_interrupt=False,
     version_flags=[],
 )
 runs_app = App(name="runs", help="List runs, or compare two of them pair by pair.")
@@ -88,12 +90,20 @@ def run(recipe: Recipe, /, *, changes: Changes = (), as_json: Json = False) -> N
 
 @app.command
 def plan(recipe: Recipe, /, *, changes: Changes = ()) -> None:
-    """Show what a run would do and why, with keys, disk and memory. Runs nothing."""
-    from flows import show
-    from flows.planning import make_plan
-    from flows.recipe import read_recipe
+    """Show what a run would do and why, with keys, disk and memory; of a sweep, how few stages it comes to.
 
-    show.plan(make_plan(read_recipe(recipe, changes)))
+    Runs nothing.
+    """
+    from flows import grid, show, show_sweep
+    from flows.planning import make_plan
+    from flows.recipe import parse_recipe, read_yaml
+    from flows.running import plan_sweep
+
+    content = read_yaml(recipe, changes)
+    if grid.is_sweep(content):
+        show_sweep.plan(plan_sweep(content, recipe))
+    else:
+        show.plan(make_plan(parse_recipe(content, str(recipe))))
 
 
 @app.command
@@ -102,20 +112,67 @@ def sweep(
     /,
     *,
     changes: Changes = (),
+    max_parallel: Annotated[
+        int,
+        Parameter(
+            validator=Number(gte=1),
+            help="Run so many recipes at once, each in a process with a model of its own; torch's threads are divided.",
+        ),
+    ] = 1,
     table: Annotated[Path | None, Parameter(help="Put the table of results between this file's sweep markers.")] = None,
     plot: Annotated[Path | None, Parameter(help="Draw the results into this PNG or SVG file.")] = None,
+    report: Annotated[Path | None, Parameter(help="Write the report, one HTML file, here.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Run a recipe that has lists where it could have single values: every combination, sharing what can be shared."""
-    from flows import sweep_table
+    """Run a recipe that has lists where it could have single values: every combination, sharing what can be shared.
+
+    A recipe that fails does not stop the others; the exit status is then 1. Run again, a sweep goes on where it was
+    left: what is done is not done again.
+    """
+    from flows import show_sweep, sweep_report, sweep_table
     from flows.recipe import read_yaml
     from flows.running import sweep_once
 
-    result = sweep_once(read_yaml(recipe, changes), recipe)
+    if table is not None:
+        sweep_table.check_table(table)
+    if report is not None:
+        sweep_report.check(report)
+    result = sweep_once(read_yaml(recipe, changes), recipe, max_parallel)
     sweep_table.show(result)
     if table is not None:
         sweep_table.write_table(result, table, f"moeprune sweep {recipe}")
     if plot is not None:
         sweep_table.write_plot(result, plot)
+    if report is not None:
+        sweep_report.write_report(result, report, f"moeprune sweep {recipe}")
+    show_sweep.failures(result)
+    if as_json:
+        print(json.dumps(show_sweep.as_json(result)))
+    if result.failed:
+        sys.exit(1)
+
+
+@app.command
+def audit(
+    recipe: Recipe,
+    /,
+    *,
+    changes: Changes = (),
+    report: Annotated[Path | None, Parameter(help="Write the report, one HTML file, here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How much masks depend on which calibration text was drawn: a recipe with a section `audit`, one HTML report.
+
+    The model is run over each corpus once; resampling, other corpora, criteria and ratios need only what that left.
+    """
+    from flows import show_audit
+    from flows.audit_recipe import read_audit
+    from flows.auditing import audit_once
+
+    result = audit_once(read_audit(recipe, changes), recipe.stem, report)
+    show_audit.audit(result)
+    if as_json:
+        print(json.dumps(show_audit.as_json(result)))
 
 
 @app.command
@@ -162,12 +219,12 @@ def suites(*, fetch: Annotated[bool, Parameter(negative="", help="Get the local 
 
 
 @runs_app.command(name="list")
-def list_(*, limit: int = 20, store: Path = Path(".moeprune")) -> None:
-    """The newest runs: what was pruned, how, and what it came to."""
+def list_(sweep: str | None = None, /, *, limit: int = 20, store: Path = Path(".moeprune")) -> None:
+    """The newest runs and sweeps: what was pruned, how, and what it came to; or the runs of one SWEEP, by its id."""
     from flows import show
-    from flows.runs import newest
+    from flows.runs import newest, of_sweep
 
-    show.runs(newest(limit, store))
+    show.runs(newest(limit, store) if sweep is None else of_sweep(sweep, store))
 
 
 @runs_app.command

@@ -44,6 +44,11 @@ def check_fit(recipe: Recipe, model: Any, files: Checkpoint, plan: Plan, routing
         )
     if recipe.uses_corpora or recipe.evaluate is not None:
         check_loadable(model.config, files)
+    if recipe.virtual and (quantised := quantisation(model.config.to_dict())):
+        raise BadInput(
+            f"evaluate.virtual: this model's weights are quantised ({quantised.get('quant_method')}), and only plain "
+            "ones can be removed in memory: set it to false"
+        )
     experts = _observable(model, plan) if recipe.uses_corpora else {}
     if recipe.sparse:
         _check_weights(recipe, model, files, plan)

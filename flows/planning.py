@@ -9,7 +9,10 @@ from typing import Any
 from flows.chain import chain
 from flows.preflight import disk_needed, preflight
 from flows.recipe import Recipe
+from moeprune.checkpoint import Checkpoint
 from moeprune.file_plan import read_file_plan
+from moeprune.schema import Plan as Experts
+from moeprune.sizes import pruned_bytes
 from tasks import download
 from tasks.artifacts import MANIFEST, Artifact, Step, Store
 
@@ -27,14 +30,15 @@ class Planned:
 class Plan:
     """What a run would do, the bytes it may write, and the bytes of weights it holds in memory at once.
 
-    `training` are those of distilling: both models, gradients and two moments of each parameter. `fetched` are bytes
-    that the Hub would send.
+    `training` are those of distilling: both models, gradients and two moments of each parameter. `copied` are at most
+    those of the experts that a virtual mask keeps, held beside the base. `fetched` are bytes that the Hub would send.
     """
 
     stages: list[Planned]
     disk: int | None
     memory: int | None
     training: int | None = None
+    copied: int | None = None
     fetched: int = 0
 
 
@@ -64,8 +68,14 @@ def make_plan(recipe: Recipe) -> Plan:
     if recipe.distill is not None:
         parameters = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
         training = 5 * parameters * (4 if recipe.distill.dtype == "float32" else 2)
+    copied = sources.keep * _expert_bytes(checkpoint, plan) if recipe.virtual else None
     disk = disk_needed(recipe, checkpoint, plan, sources.keep)
-    return Plan(stages, disk, checkpoint.weight_bytes, training, fetched)
+    return Plan(stages, disk, checkpoint.weight_bytes, training, copied, fetched)
+
+
+def _expert_bytes(checkpoint: Checkpoint, plan: Experts) -> int:
+    """Bytes of one expert in each layer."""
+    return pruned_bytes(checkpoint, plan, plan.experts) - pruned_bytes(checkpoint, plan, plan.experts - 1)
 
 
 def reason(step: Step, store: Store) -> str:

@@ -16,7 +16,7 @@ from moeprune.inspection import written
 from moeprune.meta import meta_model
 from moeprune.schema import Plan, read_plan
 from moeprune.sizes import pruned_bytes
-from tasks import calibrate, download, evaluate, mask
+from tasks import calibrate, download, harness, mask
 from tasks.artifacts import Store
 from tasks.headers import headers_on_hub
 from tasks.hub_refusals import HubUnavailable
@@ -31,7 +31,7 @@ def preflight(recipe: Recipe, store: Store, project: Path) -> Sources:
         raise BadInput(f"{project} is not set up for DVC: run `moeprune init` there")
     _bring_data(recipe, project)
     if recipe.evaluate is not None:
-        evaluate.check(recipe.evaluate, recipe.download.trust_remote_code)
+        harness.check(recipe.evaluate, recipe.download.trust_remote_code)
     calibration = {}
     if recipe.uses_corpora and recipe.calibrate is not None:
         calibration = {corpus.name: calibrate.locate(corpus) for corpus in recipe.calibrate.corpora}
@@ -101,10 +101,12 @@ def _check_model(recipe: Recipe, model: download.Source, files: Checkpoint | Non
 def disk_needed(recipe: Recipe, checkpoint: Checkpoint, plan: Plan, keep: int) -> int:
     """Bytes a run may write: the pruned checkpoint, tokens, and statistics with the copy that keeps progress.
 
+    A virtual mask writes no checkpoint.
+
     A rule that keeps more experts in one layer than in another is taken to keep the average in all: the same bytes
     where layers are of one size, as in all families but those whose experts differ between layers.
     """
-    size = pruned_bytes(checkpoint, plan, keep)
+    size = 0 if recipe.virtual else pruned_bytes(checkpoint, plan, keep)
     if recipe.distill is not None:  # the result, and the weights with two moments, in float32, twice while replaced
         size += 13 * size
     if recipe.uses_corpora and recipe.calibrate is not None:

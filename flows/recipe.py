@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -19,6 +19,9 @@ from tasks.mask import BUDGETS, MaskParams
 from tasks.observe import ObserveParams
 from tasks.prune import PruneParams
 from tasks.score import ScoreParams
+
+Sections = TypeVar("Sections", bound=Params)
+"""A kind of recipe."""
 
 
 class Recipe(Params):
@@ -43,6 +46,11 @@ class Recipe(Params):
     def skips(self) -> bool:
         """Whether the pruned model is also measured with dynamic expert skipping."""
         return self.evaluate is not None and self.evaluate.expert_skipping
+
+    @property
+    def virtual(self) -> bool:
+        """Whether the mask is measured on the base model in memory, and no checkpoint is written."""
+        return self.evaluate is not None and self.evaluate.virtual
 
     @property
     def uses_scores(self) -> bool:
@@ -131,12 +139,17 @@ def _replace_budget(mask: dict[str, Any], key: str) -> None:
 
 def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
     """Validate raw content; the first fault becomes a BadInput that names the key and what it may be."""
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        raise BadInput(f"{where}: {_sentence(error.errors()[0], content)}") from error
+    recipe = validated(Recipe, content, where)
     _check_sections(recipe, where)
     return recipe
+
+
+def validated(kind: type[Sections], content: dict[str, Any], where: str) -> Sections:
+    """Raw content as a recipe of some kind, its sections not yet looked at together. BadInput as `parse_recipe`."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {_sentence(error.errors()[0], kind)}") from error
 
 
 def _check_sections(recipe: Recipe, where: str) -> None:
@@ -151,6 +164,8 @@ def _check_sections(recipe: Recipe, where: str) -> None:
                 else "weights inside experts: give mask.sparsity, such as 0.5, in place of the budget"
             )
         )
+    if recipe.virtual and (needs := next(_needs_checkpoint(recipe), None)):
+        raise BadInput(f"{where}: evaluate.virtual: {needs}: set it to false")
     if recipe.uses_corpora and recipe.calibrate is None:
         user = _user_of_corpora(recipe)
         other = ", or choose a weight-only criterion such as aimer" if user.startswith("criterion") else ""
@@ -172,6 +187,16 @@ def _check_sections(recipe: Recipe, where: str) -> None:
         if missing := sorted(set(asked) - set(recipe.observe.sums)):
             word = rule.word if set(missing) & set(rule.sums) else criterion.word
             raise BadInput(f"{where}: observe.sums: '{word}' needs {', '.join(missing)}: add it to the list")
+
+
+def _needs_checkpoint(recipe: Recipe) -> Iterator[str]:
+    """Why a mask that is only applied in memory is not enough."""
+    if recipe.distill is not None:
+        yield "distill trains the checkpoint that pruning writes, and a virtual mask writes none"
+    if recipe.sparse:
+        yield "mask.sparsity zeroes weights inside experts, and a virtual mask removes whole ones"
+    if recipe.skips:
+        yield "evaluate.expert_skipping observes the checkpoint that pruning writes, and a virtual mask writes none"
 
 
 def _unread(recipe: Recipe) -> Iterator[str]:
@@ -200,11 +225,11 @@ def _user_of_corpora(recipe: Recipe) -> str:
     return "distill" if recipe.distill is not None else "evaluate.expert_skipping"
 
 
-def _sentence(fault: Any, content: dict[str, Any]) -> str:
+def _sentence(fault: Any, kind: type[Params]) -> str:
     place = fault["loc"]
     named = ".".join(str(part) for part in place)
     if fault["type"] == "extra_forbidden":
-        model: Any = Recipe
+        model: Any = kind
         for part in place[:-1]:
             if isinstance(part, str):
                 model = _model_of(model.model_fields[part].annotation)

@@ -4,10 +4,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from flows import grid
+from flows.outcome import Outcome, Sweep
 from flows.preflight import preflight
-from flows.pruning import Outcome, prune_model
-from flows.recipe import Recipe, expand, parse_recipe
-from flows.sweeping import Sweep, prune_models
+from flows.pruning import prune_model
+from flows.recipe import Recipe
+from flows.sweep_planning import SweepPlan, plan_of
+from flows.sweeping import prune_models
+from flows.walk import walk
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
@@ -15,26 +19,42 @@ from tasks.tracking import Tracker
 
 def run_once(recipe: Recipe, name: str) -> Outcome:
     """One pruning run. What can be refused is refused before Prefect is started."""
-    _check(recipe)
-    return prune_model(recipe, name)
-
-
-def sweep_once(content: dict[str, Any], path: Path) -> Sweep:
-    """Every recipe of a sweep in one flow run."""
-    recipes = [parse_recipe(one, str(path)) for one in expand(content)]
-    for recipe in recipes:
-        _check(recipe)
-    return prune_models(recipes, path.stem)
-
-
-def _check(recipe: Recipe) -> None:
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_without_trace)
+    quiet()
     store = Store(recipe.runtime.store)
     Tracker(store).check()
     preflight(recipe, store, Path.cwd())
+    return prune_model(recipe, name)
+
+
+def sweep_once(content: dict[str, Any], path: Path, max_parallel: int = 1) -> Sweep:
+    """Every recipe of a sweep in one flow run. BadInput before Prefect is started, if one of them cannot work."""
+    quiet()
+    recipes = grid.recipes_of(content, str(path))
+    store = grid.store_of(recipes)
+    Tracker(store).check()
+    grid.check(recipes, store)
+    state: Any = prune_models(recipes, path.stem, max_parallel, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        raise result
+    assert isinstance(result, Sweep)
+    return result
+
+
+def plan_sweep(content: dict[str, Any], path: Path) -> SweepPlan:
+    """What a sweep would run. BadInput as for the sweep."""
+    recipes = grid.recipes_of(content, str(path))
+    store = grid.store_of(recipes)
+    walks = [walk(*one, store) for one in zip(recipes, grid.check(recipes, store), strict=True)]
+    return plan_of(walks, grid.count(content) - len(recipes))
+
+
+def quiet() -> None:
+    """Have Prefect's log without the traces of what the command line says in one line."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_without_trace)
 
 
 def _without_trace(record: logging.LogRecord) -> bool:
-    """Drop the trace of input a user can mend: the command line says it in one line."""
+    """Drop the trace of input a user can mend."""
     return not (record.exc_info and isinstance(record.exc_info[1], BadInput))

@@ -10,7 +10,8 @@ from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from tasks import comparison
 from tasks.artifacts import Store
-from tasks.tracking import Record, Tracker
+from tasks.tracked import Record
+from tasks.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,13 @@ class Comparison:
 
 
 def newest(limit: int, store: Path) -> list[Record]:
-    """The newest runs first."""
+    """The newest runs and sweeps first."""
     return Tracker(Store(store)).list_runs(limit)
+
+
+def of_sweep(sweep: str, store: Path) -> list[Record]:
+    """The runs of a sweep, by its id or the beginning of it, the first first."""
+    return list(Tracker(Store(store)).find_sweep(sweep).children)
 
 
 def compare(first: str, second: str, store: Path) -> Comparison:

@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from flows.outcome import DELTA, Outcome, Record
 from flows.planning import Plan
-from flows.pruning import DELTA, Outcome, Record
 from flows.recipe import Recipe
 from flows.runs import Comparison
 from moeprune.catalogue import Entry
@@ -20,7 +20,7 @@ from tasks.artifacts import Store
 from tasks.benchmarks import location, present
 from tasks.mask import BUDGETS
 from tasks.suites import SIXTEEN, SUITES, TASKS
-from tasks.tracking import Record as Recorded
+from tasks.tracked import Record as Recorded
 
 console = Console()
 
@@ -69,6 +69,8 @@ def outcome(recipe: Recipe, result: Outcome) -> None:
 def _metrics(recipe: Recipe, result: Outcome, of: str) -> Table:
     """The base against one of the models made from it."""
     how = {"skipped": ", skipping experts", "distilled": ", distilled"}.get(of, "")
+    if recipe.virtual:
+        how = ", in memory only"
     table = Table(title=f"{recipe.download.source} pruned by {recipe.method}{how}")
     table.add_column("metric", no_wrap=True)
     for column in ("base", of, "difference"):
@@ -81,11 +83,12 @@ def _metrics(recipe: Recipe, result: Outcome, of: str) -> Table:
     if experts := result.metrics[of].get("experts_per_token"):
         table.add_row("experts_per_token", "", number(experts), "")
     table.add_section()
-    for kind, before in result.memory["base"].items():
-        after = result.memory[of][kind]
+    known = " (computed)" if of in result.computed else ""
+    for kind, after in result.memory[of].items():
+        before = result.memory["base"][kind]
         unit = "" if "parameters" in kind else "B"
         change = f"{after / before - 1:+.1%}" if before else ""
-        table.add_row(kind.replace("_", " "), size(before) + unit, size(after) + unit, change)
+        table.add_row(kind.replace("_", " ") + known, size(before) + unit, size(after) + unit, change)
     return table
 
 
@@ -130,7 +133,10 @@ def _removed(recipe: Recipe, result: Outcome) -> Table:
 
 
 def _next(recipe: Recipe, result: Outcome) -> list[str]:
-    lines = [f"pruned checkpoint: {os.path.relpath(_checkpoint(recipe, result))}"]
+    checkpoint = _checkpoint(recipe, result)
+    lines = ["no checkpoint was written: run it with --set evaluate.virtual=false to have one"]
+    if checkpoint is not None:
+        lines = [f"pruned checkpoint: {os.path.relpath(checkpoint)}"]
     if versioning.changed(Path.cwd()):
         lines.append(
             "data.dvc has changed: DVC now holds this run's corpora and masks. To keep this version: "
@@ -141,27 +147,33 @@ def _next(recipe: Recipe, result: Outcome) -> list[str]:
     return lines
 
 
-def _checkpoint(recipe: Recipe, result: Outcome) -> Path:
-    assert result.made.final is not None
-    return (recipe.runtime.store / result.made.final.path).absolute()
+def _checkpoint(recipe: Recipe, result: Outcome) -> Path | None:
+    final = result.made.final
+    return (recipe.runtime.store / final.path).absolute() if final else None
 
 
 def as_json(recipe: Recipe, result: Outcome) -> dict[str, Any]:
     """The one JSON object of `run --json`."""
-    stages: dict[str, Any] = {}
-    for record in result.records:
-        entry = stages.setdefault(record.step.stage, {"cache": "hit", "seconds": 0.0, "artifacts": []})
-        entry["cache"] = "miss" if "miss" in (entry["cache"], record.cache) else "hit"
-        entry["seconds"] = round(entry["seconds"] + record.seconds, 3)
-        entry["artifacts"].append(_artifact(record))
+    checkpoint = _checkpoint(recipe, result)
     return {
         "run_id": result.run_id,
         "status": "done",
         "error": None,
-        "stages": stages,
+        "stages": stages(result.records),
         "metrics": result.metrics,
-        "checkpoint": str(_checkpoint(recipe, result)),
+        "checkpoint": str(checkpoint) if checkpoint else None,
     }
+
+
+def stages(records: list[Record]) -> dict[str, Any]:
+    """The stages of a run by their words: a hit if all their artifacts were."""
+    found: dict[str, Any] = {}
+    for record in records:
+        entry = found.setdefault(record.step.stage, {"cache": "hit", "seconds": 0.0, "artifacts": []})
+        entry["cache"] = "miss" if "miss" in (entry["cache"], record.cache) else "hit"
+        entry["seconds"] = round(entry["seconds"] + record.seconds, 3)
+        entry["artifacts"].append(_artifact(record))
+    return found
 
 
 def _artifact(record: Record) -> dict[str, str]:
@@ -185,12 +197,16 @@ def plan(result: Plan) -> None:
             f"at most {size(result.disk)}B would be written to the store; the weights take "
             f"{size(result.memory)}B of memory as stored, twice that in float32 if they are bfloat16"
         )
+        if result.copied is not None:
+            console.print(
+                f"a virtual mask holds a copy of the experts it keeps beside them: {size(result.copied)}B more"
+            )
         if result.training is not None:
             console.print(f"distilling takes at most {size(result.training)}B for both models, gradients and moments")
 
 
 def runs(found: list[Recorded]) -> None:
-    """The newest runs, with the mean over corpora and tasks of what pruning changed."""
+    """Runs, with the mean over corpora and tasks of what pruning changed, and sweeps, with how many were done."""
     table = Table(title="runs", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("run", "when", "mask", "method"):
         table.add_column(column, no_wrap=True)
@@ -198,6 +214,12 @@ def runs(found: list[Recorded]) -> None:
     for column in ("Δ ln ppl", "Δ acc"):
         table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     for run in found:
+        if run.tags.get("role") == "sweep":
+            done = f"{run.metrics['done']:.0f} of " if "done" in run.metrics else ""
+            state = "" if run.status == "FINISHED" else run.status
+            named = f"sweep, {done}{run.tags['recipes']} recipes"
+            table.add_row(run.id[:8], f"{run.start:%m-%d %H:%M}", "", named, run.name, state, "")
+            continue
         budget = next(
             (
                 f"{key} {value}"
@@ -217,6 +239,8 @@ def runs(found: list[Recorded]) -> None:
             _mean_of(run, r"delta/.*/acc"),
         )
     console.print(table)
+    if any(run.tags.get("role") == "sweep" for run in found):
+        console.print("the runs of a sweep: moeprune runs list SWEEP", style="dim")
 
 
 def _mean_of(run: Recorded, names: str) -> str:

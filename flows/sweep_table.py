@@ -10,15 +10,17 @@ from typing import Any
 from rich.table import Table
 
 from flows import plots
-from flows.pruning import DELTA, Outcome
+from flows.grid import budget
+from flows.outcome import DELTA, Outcome, Sweep
 from flows.recipe import Recipe
 from flows.show import console, size
-from flows.sweeping import Sweep
 from moeprune.errors import BadInput
-from tasks.tracking import flatten
+from tasks.tracked import flatten
 
 BEGIN, END = "<!-- sweep:begin -->", "<!-- sweep:end -->"
 CHOOSING = ("score", "mask", "prune", "distill")
+WEIGHTS = "weights (computed)"
+"""Column of bytes in memory where masks are virtual and the peak of a forward pass is not measured."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,10 @@ class Row:
     """The recipe's keys and values, without seeds."""
     random: bool
     delta: dict[str, dict[str, Any]]
-    memory: int
+    memory: int | None
+    """Bytes: the peak of a forward pass; None where that is not measured, as of virtual masks."""
+    weights: int
+    """Bytes of the weights in memory."""
     seconds: float
 
 
@@ -62,17 +67,18 @@ def rows_of(result: Sweep) -> Iterator[Row]:
             if len(corpora) > 1 and recipe.uses_corpora:
                 method += f" on {_corpora(recipe)}"
             report = one.made.reports[of]
-            if (_budget(recipe), method, report) in seen:  # several recipes may have the same model on their way
+            if (budget(recipe), method, report) in seen:  # several recipes may have the same model on their way
                 continue
-            seen.add((_budget(recipe), method, report))
+            seen.add((budget(recipe), method, report))
             done = ("score", "mask", "prune") if of == "pruned" else CHOOSING
             yield Row(
-                _budget(recipe),
+                budget(recipe),
                 method,
                 without_seeds(recipe),
                 recipe.uses_scores and recipe.score.criterion == plots.RANDOM and of == "pruned",
                 delta,
-                memory["forward_peak_anonymous"],
+                memory.get("forward_peak_anonymous"),
+                memory["weights"],
                 _work(one, done),
             )
 
@@ -100,20 +106,34 @@ def table_of(result: Sweep) -> list[dict[str, str]]:
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in told_apart(list(rows_of(result))):
         groups[row.budget, row.method].append(row)
+    measured = all(row.memory is not None for rows in groups.values() for row in rows)
+    column = "memory" if measured else WEIGHTS  # the same quantity of all
     lines = []
-    for (budget, method), rows in groups.items():
+    for (removed, method), rows in groups.items():
         shown = [name for name in rows[0].delta if name.startswith("log_perplexity/") or name.endswith("/acc")]
-        draws = [row.delta for key, others in groups.items() if key[0] == budget for row in others if row.random]
+        draws = [row.delta for key, others in groups.items() if key[0] == removed for row in others if row.random]
         cells = {
-            _short(name): _cell([row.delta[name] for row in rows], [draw[name]["value"] for draw in draws])
+            _short(name): _cell(
+                [row.delta[name] for row in rows], [draw[name]["value"] for draw in draws if name in draw]
+            )
             for name in shown
         }
-        order = mean(mean(row.delta[name]["value"] for name in shown if name.startswith("log_")) for row in rows)
+        order = mean(_damage(row, shown) for row in rows)
         label = method + (f" ({len(rows)} seeds)" if len(rows) > 1 else "")
-        memory, seconds = (mean(getattr(row, name) for row in rows) for name in ("memory", "seconds"))
-        costs = {"memory": f"{size(memory)}B", "s": f"{seconds:.1f}"}
-        lines.append((budget, order, {"removed": budget, "method": label, **cells, **costs}))
-    return [line for _, _, line in sorted(lines, key=lambda entry: entry[:2])]
+        taken = mean(row.weights if column == WEIGHTS else row.memory or 0 for row in rows)
+        costs = {column: f"{size(taken)}B", "s": f"{mean(row.seconds for row in rows):.1f}"}
+        lines.append((removed, order, {"removed": removed, "method": label, **cells, **costs}))
+    columns = dict.fromkeys(["removed", "method", *(name for *_, line in lines for name in line)])
+    for last in (column, "s"):
+        columns[last] = columns.pop(last, None)
+    ordered = [line for *_, line in sorted(lines, key=lambda entry: entry[:2])]
+    return [{name: line.get(name, "") for name in columns} for line in ordered]
+
+
+def _damage(row: Row, shown: list[str]) -> float:
+    """The mean increase of log perplexity; the mean loss of accuracy where no text was read."""
+    by_text = [float(row.delta[name]["value"]) for name in shown if name.startswith("log_")]
+    return mean(by_text or [-float(row.delta[name]["value"]) for name in shown] or [0.0])
 
 
 def told_apart(rows: list[Row]) -> Iterator[Row]:
@@ -129,13 +149,6 @@ def _short(name: str) -> str:
     return name.replace("log_perplexity/", "Δ ln ppl ").replace("/acc", " Δ acc")
 
 
-def _budget(recipe: Recipe) -> str:
-    mask = recipe.mask
-    if recipe.sparse:
-        return f"{mask.sparsity:.0%} of weights" if isinstance(mask.sparsity, float) else f"{mask.sparsity} of weights"
-    return f"{mask.ratio:.0%}" if mask.ratio is not None else f"to {mask.keep or mask.bytes}"
-
-
 def _cell(metrics: list[dict[str, Any]], draws: list[float]) -> str:
     values = [metric["value"] for metric in metrics]
     if len(values) > 1:  # over seeds: the spread of the draw, not the error of the measurement
@@ -149,23 +162,33 @@ def _cell(metrics: list[dict[str, Any]], draws: list[float]) -> str:
     return f"{values[0]:+.3f} ± {spread:.3f}{mark}"
 
 
-def write_table(result: Sweep, path: Path, command: str) -> None:
-    """Put the sweep's table, as Markdown, between the markers of a file."""
+def markdown(lines: list[dict[str, str]]) -> str:
+    """The lines of a table, which all have the same columns, as Markdown."""
+    head = list(lines[0])
+    written = [f"| {' | '.join(head)} |", f"|{'|'.join(' --- ' for _ in head)}|"]
+    return "\n".join([*written, *(f"| {' | '.join(line.values())} |" for line in lines)])
+
+
+def check_table(path: Path) -> str:
+    """The text of a file that a table can be put into. BadInput if it has no place for one."""
     text = path.read_text() if path.is_file() else ""
     if BEGIN not in text or END not in text:
         raise BadInput(f"--table {path}: the file has no lines {BEGIN} and {END} to put the table between: add them")
-    lines = table_of(result)
-    head = list(lines[0])
-    written = [f"| {' | '.join(head)} |", f"|{'|'.join(' --- ' for _ in head)}|"]
-    written += [f"| {' | '.join(line.values())} |" for line in lines]
+    return text
+
+
+def write_table(result: Sweep, path: Path, command: str) -> None:
+    """Put the sweep's table, as Markdown, between the markers of a file, if anything was measured."""
+    text = check_table(path)
+    if not (lines := table_of(result)):
+        return
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    table = "\n".join(written)
     note = (
-        f"Made by `{command}`. ▼ below, ▲ above every random draw, with its interval. memory: peak of a forward "
-        "pass. s: seconds of scoring, masking and pruning (and distilling), without observing, which is shared."
+        f"Made by `{command}`. ▼ below, ▲ above every random draw, with its interval. memory: peak of a forward pass. "
+        "s: seconds of scoring, masking and pruning (and distilling), without observing, which is shared."
     )
-    path.write_text(f"{before}{BEGIN}\n{note}\n\n{table}\n{END}{after}")
+    path.write_text(f"{before}{BEGIN}\n{note}\n\n{markdown(lines)}\n{END}{after}")
 
 
 def write_plot(result: Sweep, path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from flows.recipe import Recipe, read_recipe
 from moeprune.corpus import SUFFIXES
-from tasks import evaluate
+from tasks import harness
 from tasks.calibrate import HUB_FILE
 from tasks.suites import SUITES, TASKS
 
@@ -34,7 +34,7 @@ def test_paper_recipe_is_whole_and_its_sources_can_be_read(path: Path):
         assert place and re.fullmatch("[0-9a-f]{40}", place["revision"]), f"{corpus.source}: name a commit"
         assert place["path"].endswith(SUFFIXES), f"{corpus.source}: not a kind of file that is read"
     assert set(found.evaluate.tasks) <= SUITES.keys() | TASKS.keys()
-    evaluate.check(found.evaluate, False)  # nothing that runs code or writes beyond the length
+    harness.check(found.evaluate, False)  # nothing that runs code or writes beyond the length
     assert found.calibrate.tokens % found.calibrate.sequence_length == 0
 
 

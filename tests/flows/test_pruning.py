@@ -317,30 +317,6 @@ def test_runs_compare_of_unlike_evaluations_is_refused(done, finished, run, moep
     assert answer.status == 2 and "not evaluated on the same documents" in answer.err
 
 
-# sweep
-
-
-def test_sweep_runs_every_combination_and_what_they_share_once(done, server, moeprune):
-    recipe = done / "params/sweep.yaml"
-    sample.write_recipe(
-        recipe,
-        sample.EVALUATE | {"tasks": []},
-        mask={"ratio": [0.25, 0.5]},
-        score={"criterion": ["reap", "frequency"]},
-    )
-    answer = moeprune("sweep", "params/sweep.yaml")
-    assert answer.status == 0, answer.err
-    missed = [line.split("  ")[1].strip() for line in answer.err.splitlines() if line.startswith("miss ")]
-    assert missed.count("evaluate base") == 1
-    assert missed.count("score frequency") == 1
-    assert not [title for title in missed if title.split()[0] in ("download", "calibrate", "observe")]
-    rows = [line for line in answer.out.splitlines() if "│" in line and "%" in line]
-    assert len(rows) == 4
-    client = client_of(done)
-    experiment = client.get_experiment_by_name("moeprune").experiment_id
-    assert len(client.search_runs([experiment], "tags.sweep = 'sweep' AND tags.role = 'run'")) == 4
-
-
 # init
 
 

@@ -115,7 +115,7 @@ def test_table_of_a_sweep_tells_recipes_apart_that_differ_in_more_than_seeds():
     def row(**score: object) -> Row:
         recipe = parse_recipe(BASE | {"score": {"criterion": "reap", **score}}, "sweep")
         delta = {"log_perplexity/wiki": {"value": 0.1, "stderr": 0.01, "n": 3}}
-        return Row("25%", recipe.method, without_seeds(recipe), False, delta, 1, 1.0)
+        return Row("25%", recipe.method, without_seeds(recipe), False, delta, 1, 1, 1.0)
 
     seeds = [
         parse_recipe(BASE | {"score": {"criterion": "uniform_random", "options": {"seed": s}}}, "") for s in (0, 1)

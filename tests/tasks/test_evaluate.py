@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from moeprune import models
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
-from tasks import calibrate, comparison, download, evaluate, observe, prune
+from tasks import calibrate, comparison, download, evaluate, harness, observe, prune
 from tasks.artifacts import Artifact, Step
 from tasks.evaluate import EvaluateParams
 from tasks.suites import SUITES
@@ -399,27 +399,27 @@ def test_check_few_shots_are_refused_where_twins_have_no_examples():
     benchmarks_folder()
     given = EvaluateParams(tasks=("arc_easy",), data="local", num_fewshot=5)
     with pytest.raises(BadInput, match=r"evaluate\.num_fewshot: local data of 'arc_easy'"):
-        evaluate.check(given, False)
-    evaluate.check(given.model_copy(update={"tasks": ("mmlu",)}), False)
+        harness.check(given, False)
+    harness.check(given.model_copy(update={"tasks": ("mmlu",)}), False)
 
 
 @pytest.mark.parametrize("name", ["code", "generative", "mbpp_instruct", "longproc"])
 def test_check_running_code_needs_leave(name: str):
     given = EvaluateParams(tasks=(name,), sequence_length=4096)
     with pytest.raises(BadInput, match=r"runs what a model writes: set evaluate\.allow_code_execution"):
-        evaluate.check(given, False)
-    evaluate.check(given.model_copy(update={"allow_code_execution": True}), False)
+        harness.check(given, False)
+    harness.check(given.model_copy(update={"allow_code_execution": True}), False)
 
 
 def test_check_answers_that_do_not_fit_are_bad_input():
-    evaluate.check(EvaluateParams(tasks=("maths",), sequence_length=1280), False)
+    harness.check(EvaluateParams(tasks=("maths",), sequence_length=1280), False)
     with pytest.raises(BadInput, match=r"evaluate\.sequence_length: 'gsm8k' writes up to 256 tokens.* 1280"):
-        evaluate.check(EvaluateParams(tasks=("maths",)), False)
+        harness.check(EvaluateParams(tasks=("maths",)), False)
 
 
 def test_check_unknown_name_tells_the_nearest_word():
     with pytest.raises(BadInput, match="zero-shot-eight"):
-        evaluate.check(EvaluateParams(tasks=("zero-shot-eigth",)), False)
+        harness.check(EvaluateParams(tasks=("zero-shot-eigth",)), False)
 
 
 def test_evaluate_tasks_of_the_hub_without_network_are_bad_input(workshop, params):
@@ -488,9 +488,9 @@ def test_evaluate_code_runs_with_leave_only(workshop, params, tmp_path, monkeypa
     name = write_task(tmp_path, rows, unsafe_code=True, metric_list=[metric])
     given = params.model_copy(update={"corpora": (), "tasks": (name,), "sequence_length": 64})
     with pytest.raises(BadInput, match="allow_code_execution"):
-        evaluate.check(given, True)
+        harness.check(given, True)
     given = given.model_copy(update={"allow_code_execution": True})
-    evaluate.check(given, True)
+    harness.check(given, True)
     artifact = evaluate.evaluate.fn(
         step=evaluate.step(given, "base", workshop.base, {}, workshop.store, True),
         runtime=workshop.runtime,
@@ -507,7 +507,7 @@ def test_check_code_marked_in_an_included_file_is_noticed(tmp_path):
     outer = tmp_path / "outer.yaml"
     outer.write_text(f"include: {Path(name).name}\ntask: outer\n")
     with pytest.raises(BadInput, match="allow_code_execution"):
-        evaluate.check(EvaluateParams(tasks=(str(outer),)), False)
+        harness.check(EvaluateParams(tasks=(str(outer),)), False)
 
 
 def test_evaluate_with_skipping_measures_the_model_that_skips(workshop, params, base):

@@ -19,7 +19,8 @@ from mlflow.tracking import MlflowClient
 
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
-from tasks.tracking import LONGEST, Tracker, flatten
+from tasks.tracked import LONGEST, flatten
+from tasks.tracking import Tracker
 
 ROOT = Path(__file__).parents[2]
 MD5 = "0cc175b9c0f1b6a831c399e269772661"
@@ -217,6 +218,95 @@ def test_runs_left_by_a_killed_process_are_closed_and_live_ones_left(tracker: Tr
         os.kill(int(other_pid), signal.SIGKILL)
         workers.communicate()
     assert status == ["KILLED", "KILLED", "RUNNING", "RUNNING", "RUNNING"]
+
+
+def test_sweep_lists_as_one_and_holds_its_runs(tracker: Tracker) -> None:
+    with tracker.run("alone", {}) as alone:
+        pass
+    with tracker.sweep("grid", "key", {"mask.ratio": "0.25 | 0.5"}, "a: 1\n") as sweep:
+        ids = []
+        for recipe in ("r1", "r2"):
+            with tracker.run(recipe, {}, {"recipe": recipe}, sweep=sweep.id) as run:
+                run.log_stage("score", "score", "", manifest(recipe), "miss")
+            ids.append(run.id)
+        with pytest.raises(OSError), tracker.run("r3", {}, {"recipe": "r3"}, sweep=sweep.id):
+            raise OSError
+    assert [record.id for record in tracker.list_runs()] == [sweep.id, alone.id]
+    found = tracker.find_sweep(sweep.id[:12])
+    assert found.status == "FINISHED" and found.params == {"mask.ratio": "0.25 | 0.5"}
+    assert [(child.name, child.status) for child in found.children] == [
+        ("r1", "FINISHED"), ("r2", "FINISHED"), ("r3", "FAILED"),
+    ]  # fmt: skip
+    assert tracker.finished(sweep.id) == dict(zip(("r1", "r2"), ids, strict=True))
+    assert [child.name for child in tracker.find_run(ids[0]).children] == ["score"]
+    with pytest.raises(BadInput, match="runs list"):
+        tracker.find_sweep(alone.id)
+
+
+@pytest.mark.parametrize(
+    ("key", "ending", "goes_on"),
+    [("key", "killed", True), ("key", "failed", True), ("key", "finished", False), ("another", "killed", False)],
+)
+def test_sweep_goes_on_where_the_same_one_did_not_come_to_its_end(
+    key: str, ending: str, goes_on: bool, tracker: Tracker
+) -> None:
+    try:
+        with tracker.sweep("grid", key, {"ratio": "0.25"}, "") as first:
+            if ending == "failed":
+                first.fail("1 of 2 recipes failed")
+            if ending == "killed":
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert tracker.find_sweep(first.id).status == {"killed": "KILLED", "failed": "FAILED"}.get(ending, "FINISHED")
+    with tracker.sweep("grid", "key", {"ratio": "0.25"}, "") as second:
+        assert tracker.find_sweep(second.id).status == "RUNNING"
+    assert (second.id == first.id) is goes_on
+    found = tracker.find_sweep(second.id)
+    assert found.status == "FINISHED" and "error" not in found.tags
+
+
+def test_sweep_left_by_a_killed_process_is_closed_with_its_runs_and_gone_on_with(
+    tracker: Tracker, client: MlflowClient
+) -> None:
+    work = """
+        with tracker.sweep(name, "key", {}, "") as sweep, tracker.run(name, {}, sweep=sweep.id) as run:
+            child = run._client.create_run(tracker._experiment_id, tags={"mlflow.parentRunId": run.id})
+            print(os.getpid(), sweep.id, run.id, child.info.run_id, flush=True)
+            time.sleep(300)
+    """
+    worker = processes(tracker.store.root, ["grid"], work)
+    assert worker.stdout is not None
+    pid, *ids = worker.stdout.readline().split()
+    with tracker.sweep("grid", "key", {}, "") as beside:  # the other one is under way
+        assert beside.id != ids[0]
+    client.delete_run(beside.id)
+    os.kill(int(pid), signal.SIGKILL)
+    worker.communicate()
+    with tracker.sweep("grid", "key", {}, "") as again:
+        status = [client.get_run(run_id).info.status for run_id in ids]
+    assert again.id == ids[0] and status == ["RUNNING", "KILLED", "KILLED"]
+
+
+def test_a_dataset_new_to_several_threads_is_made_once(tracker: Tracker, client: MlflowClient) -> None:
+    together = threading.Barrier(4)
+    faults: list[Exception] = []
+
+    def one(name: str) -> None:
+        with tracker.run(name, {}) as run:
+            child = run.log_stage("calibrate wiki", "calibrate", "wiki", manifest(name), "miss")
+            together.wait()
+            try:
+                run.log_corpus(child, "wiki", MD5, "data/sources/wiki.jsonl.gz", 32768)
+            except Exception as error:
+                faults.append(error)
+
+    threads = [threading.Thread(target=one, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == [] and len(tracker.runs_with_dataset(MD5)) == 4
 
 
 def test_a_process_id_used_again_does_not_keep_a_stale_run_open(tracker: Tracker, client: MlflowClient) -> None:

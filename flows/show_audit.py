@@ -1,0 +1,94 @@
+"""What people see of audits, and the JSON that programs get."""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from flows import show
+from flows.audit_findings import Findings, Row, percent
+from flows.audit_words import in_words
+from flows.auditing import AuditOutcome
+from flows.show import console
+
+
+def audit(result: AuditOutcome) -> None:
+    """How sure the masks of all the data are, between corpora, measured masks, stages, and all of it in words."""
+    console.print(_stability(result.findings))
+    for one in result.consequences:
+        table = Table(title=f"measured masks of {one.criterion} at {percent(one.ratio)} removed, minus unpruned")
+        table.add_column("mask", no_wrap=True)
+        names = [name for name in one.masks[0].damage if not name.startswith("bits_per_byte/")]
+        for column in ("above chance", *names):
+            table.add_column(column, justify="right")
+        for mask in one.masks:
+            table.add_row(mask.label, f"{mask.agreement:.3f}", *(show.number(mask.damage.get(name)) for name in names))
+        console.print(table)
+    console.print(_stages(result))
+    console.print(in_words(result.findings, result.consequences), highlight=False, soft_wrap=True)
+    console.print(f"report: {os.path.relpath(result.report)}", highlight=False, soft_wrap=True)
+
+
+def _stability(findings: Findings) -> Table:
+    several = len(findings.corpora) > 1
+    table = Table(
+        title=f"masks of {findings.whole}",
+        caption="agreement above chance of masks: 1 the same, 0 as random ones. Other text of the same kind gives "
+        "masks that agree\nbetween halves (each with half the text) and resamples (which share text). tokens: from "
+        "which on texts that share\nnothing agree as asked for.",
+    )
+    for column in ("criterion", "removed"):
+        table.add_column(column, no_wrap=True)
+    for column in ("halves", "resamples", "on the edge", "tokens", *(["between corpora"] if several else [])):
+        table.add_column(column, justify="right")
+    for ratio in findings.ratios:
+        for row in findings.by_stability(ratio):
+            table.add_row(*_cells(findings, row, several))
+        for row in findings.rows("masks", scope=findings.whole, ratio=ratio, fixed=True):
+            table.add_row(row["criterion"], percent(ratio), "1", "1", "0", "none", *(["1"] if several else []))
+        table.add_section()
+    return table
+
+
+def _cells(findings: Findings, row: Row, several: bool) -> list[str]:
+    budget, whole = row["budget_disjoint"], len(findings.layers) * findings.content["experts"]
+    cells = [
+        row["criterion"],
+        percent(row["ratio"]),
+        f"{row['halves']:.2f}",
+        f"{row['index']:.2f}",
+        f"{row['edge']} of {whole}",
+        f"over {findings.tokens(findings.whole) // 2:,}" if budget is None else f"{budget:,}",
+    ]
+    if several:
+        between = findings.row("corpora", criterion=row["criterion"], ratio=row["ratio"])
+        cells.append(f"{between['corrected']:.2f}")
+    return cells
+
+
+def _stages(result: AuditOutcome) -> Table:
+    """How many artifacts each stage has made or found, and how long that took."""
+    table = Table(title="stages")
+    for column in ("stage", "made", "in the store", "seconds"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for word in dict.fromkeys(record.step.stage for record in result.records):
+        own = [record for record in result.records if record.step.stage == word]
+        missed = sum(record.cache == "miss" for record in own)
+        seconds = sum(record.seconds for record in own)
+        table.add_row(word, str(missed), str(len(own) - missed), f"{seconds:.1f}")
+    return table
+
+
+def as_json(result: AuditOutcome) -> dict[str, Any]:
+    """The one JSON object of `audit --json`: rows are those of audit.json."""
+    return {
+        "run_id": result.run_id,
+        "status": "done",
+        "error": None,
+        "stages": show.stages(result.records),
+        "summary": in_words(result.findings, result.consequences),
+        "rows": result.findings.content["rows"],
+        "consequences": [asdict(one) for one in result.consequences],
+        "report": str(result.report.absolute()),
+    }

@@ -1,0 +1,75 @@
+"""Masks side by side, against counting by hand and scipy."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from synthetic import experts
+
+from moeprune.combining import combine
+from moeprune.comparing import claimed, left_out, mask_agreement, masks_of, mean_of_pairs, rank_agreement, rank_test
+from moeprune.criteria import reap
+from moeprune.routing import Routing
+from moeprune.selection import uniform
+
+SCORES = torch.tensor([[[1.0, 2, 3, 4]], [[4.0, 3, 2, 1]], [[1.0, 2, 4, 3]]], dtype=torch.float64)
+ROUTING = Routing(4, 2)
+
+
+def test_masks_are_those_of_uniform_selection():
+    masks = masks_of(SCORES, 2, ROUTING)
+    expected = [uniform.select(scores, 2, ROUTING).tolist() for scores in SCORES]
+    assert [[row.nonzero().flatten().tolist() for row in mask] for mask in masks] == expected
+
+
+def test_masks_agree_as_counted_by_hand():
+    # Kept: {2, 3}, {0, 1}, {2, 3}. Opposite masks share nothing, where chance is a half: 1 - 4 / 2 = -1.
+    corrected, overlap = mask_agreement(masks_of(SCORES, 2, ROUTING))
+    assert corrected[..., 0].tolist() == [[1, -1, 1], [-1, 1, -1], [1, -1, 1]]
+    assert overlap[..., 0].tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert mean_of_pairs(corrected) == pytest.approx(-1 / 3)
+
+
+def test_overlap_is_of_the_experts_removed():
+    masks = torch.tensor([[[True, True, True, False]], [[True, True, False, True]]])
+    assert mask_agreement(masks)[1][0, 1].tolist() == [0.0]  # those kept have two of three in common
+
+
+def test_ranks_agree_as_scipy_says():
+    found = rank_agreement(SCORES)
+    assert found[0, 2].item() == pytest.approx(spearmanr(SCORES[0, 0], SCORES[2, 0]).statistic)
+
+
+def test_mean_of_pairs_leaves_out_layers_without_a_value():
+    agreement = torch.tensor([[[1.0, 1.0], [0.5, math.nan]], [[0.5, math.nan], [1.0, 1.0]]], dtype=torch.float64)
+    assert mean_of_pairs(agreement) == 0.5
+
+
+def test_claimed_is_what_one_mask_alone_keeps():
+    masks = torch.tensor([[[True, True, False]], [[True, False, True]], [[True, False, False]]])
+    assert claimed(masks).tolist() == [[[False, True, False]], [[False, False, True]], [[False, False, False]]]
+
+
+@pytest.mark.parametrize("how", ["pooled", "mean", "rank"])
+def test_left_out_is_the_combination_of_the_others_with_their_weights(how):
+    corpora = [experts(4, 2, 8, 0.5, 1.0, seed=seed) for seed in range(3)]
+    found = left_out(reap.score, corpora, how, [1.0, 2.0, 4.0])
+    expected = combine(reap.score, [corpora[0], corpora[2]], how, [1.0, 4.0])[0]
+    assert torch.equal(found[1], expected) and len(found) == 3
+    assert not torch.equal(found[0], found[1])
+
+
+def test_rank_test_agrees_with_scipy_and_is_small_only_for_a_relation():
+    x = [float(value) for value in range(12)]
+    related = [value + (-1) ** int(value) * 2 for value in x]
+    unrelated = [float(value) for value in (3, 9, 1, 7, 11, 0, 8, 2, 10, 5, 4, 6)]
+    for y in (related, unrelated):
+        rho, p = rank_test(x, y)
+        assert rho == pytest.approx(spearmanr(x, y).statistic)
+        assert p == pytest.approx(spearmanr(x, y).pvalue, abs=0.03)
+    assert rank_test(x, related)[1] < 0.01 < 0.3 < rank_test(x, unrelated)[1]
+
+
+def test_rank_test_of_values_that_are_all_equal_is_no_number():
+    assert all(math.isnan(value) for value in rank_test([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
