@@ -7,7 +7,7 @@ from flows.audit_recipe import AuditRecipe
 from flows.chain import Artifacts, Do, Sources
 from tasks import audit, calibrate, download, evaluate, observe, resample, score
 from tasks.artifacts import Artifact, Step, Store
-from tasks.audit_params import ConsequenceParams
+from tasks.audit_params import SEEDS, ConsequenceParams
 from tasks.calibrate import CalibrateParams
 from tasks.score import ScoreParams
 
@@ -51,20 +51,22 @@ class AuditChain:
             download.step(recipe.download, self.sources.model, self.store),
             source=self.sources.model,
         )
-        statistics = self._observe(recipe.calibrate, made.base, "")
-        again = {
-            kind: {
-                value: statistics if params == recipe.calibrate else self._observe(params, made.base, f"{kind} {value}")
-                for value, params in calibrations.items()
-            }
-            for kind, calibrations in recipe.calibrations().items()
-        }
+        statistics, corpora = self._observe(recipe.calibrate, made.base, "")
+        again: dict[str, dict[int, Artifacts]] = {}
+        drawn: dict[int, Artifacts] = {}
+        for kind, calibrations in recipe.calibrations().items():
+            for value, asked in calibrations.items():
+                own = asked == recipe.calibrate
+                observed, blocks = (statistics, corpora) if own else self._observe(asked, made.base, f"{kind} {value}")
+                again.setdefault(kind, {})[value] = observed
+                if kind == SEEDS:
+                    drawn[value] = blocks
         fixed = {}
         for one in recipe.audit.criteria:
             if not one.resampled:
                 params = ScoreParams(criterion=one.criterion, options=one.options)
                 fixed[one.name] = self._trusting(score.score, score.step(params, made.base, {}), params=params)
-        step = audit.step(recipe.audit, made.base, statistics, again, fixed)
+        step = audit.step(recipe.audit, made.base, statistics, again, fixed, drawn)
         made.audit = self._trusting(audit.audit, step, params=recipe.audit)
         if recipe.evaluate is not None:
             self._measure(made, recipe.evaluate.model_copy(update={"virtual": True}), statistics)
@@ -73,18 +75,21 @@ class AuditChain:
     def _trusting(self, task: object, step: Step, **arguments: object) -> Artifact | None:
         return self.do(task, step, trust_remote_code=self.recipe.download.trust_remote_code, **arguments)
 
-    def _observe(self, params: CalibrateParams, base: Artifact | None, how: str) -> Artifacts:
-        """Calibrate and observe each corpus; `how` says what differs from the recipe."""
+    def _observe(self, params: CalibrateParams, base: Artifact | None, how: str) -> tuple[Artifacts, Artifacts]:
+        """Statistics and tokens of each corpus; `how` says what differs from the recipe."""
         tokenizer = base and download.tokenizer_of(base, self.store)
         found: Artifacts = {}
+        blocks: Artifacts = {}
         for corpus in params.corpora:
             path: Path = self.sources.calibration[corpus.name]
             step = calibrate.step(params, corpus, path, tokenizer, self.store)
-            blocks = self._trusting(calibrate.calibrate, step, params=params, corpus=corpus, path=path)
+            drawn = blocks[corpus.name] = self._trusting(
+                calibrate.calibrate, step, params=params, corpus=corpus, path=path
+            )
             asked = self.recipe.observe
-            step = observe.step(asked, f"{corpus.name} {how}".strip(), base, blocks)
+            step = observe.step(asked, f"{corpus.name} {how}".strip(), base, drawn)
             found[corpus.name] = self._trusting(observe.observe, step, params=asked)
-        return found
+        return found, blocks
 
     def _measure(self, made: Audited, params: evaluate.EvaluateParams, statistics: Artifacts) -> None:
         corpora, trusted = self.sources.evaluation, self.recipe.download.trust_remote_code

@@ -40,10 +40,10 @@ class MeasuredMask:
 class Consequence:
     """All masks measured for one criterion and ratio; the first is that of all the data.
 
-    `spread` is the standard deviation, over resamples, of the mean log perplexity, `accuracy_spread` that of the mean
-    accuracy. `correlation` is Spearman's between a mask's disagreement with that of all the data and the absolute
-    change of mean log perplexity, over resamples and corpora; `p` its p-value. They are None where nothing varies or
-    nothing of the kind was measured.
+    `spread` is the standard deviation of log perplexity over resamples, mean over corpora; `accuracy_spread` that of
+    accuracy, mean over tasks. `correlation` is Spearman's, over `different` masks beside that of all the data, between
+    how much they disagree with it and how much log perplexity changes; `p` its p-value. They are None where nothing
+    varies or nothing of the kind was measured.
     """
 
     criterion: str
@@ -53,6 +53,7 @@ class Consequence:
     masks: list[MeasuredMask]
     spread: float | None
     accuracy_spread: float | None
+    different: int
     correlation: float | None
     p: float | None
 
@@ -74,31 +75,34 @@ def _consequence(measured: Measured, made: Audited, findings: Findings, store: S
         return store.folder(artifact)
 
     base, first = folder(made.report), folder(measured.reports[WHOLE])
-    whole = _read(folder(measured.masks[WHOLE]))
+    read = {label: Mask.from_json((folder(mask) / MASK).read_text()) for label, mask in measured.masks.items()}
     masks = [
         MeasuredMask(
             label,
-            _agreement(whole, _read(folder(mask))),
+            _agreement(read[WHOLE], mask),
             comparison.compare(base, folder(measured.reports[label])),
             comparison.compare(first, folder(measured.reports[label])),
         )
-        for label, mask in measured.masks.items()
+        for label, mask in read.items()
     ]
     asked = measured.asked
     row = findings.row("masks", scope=findings.whole, criterion=asked.criterion, ratio=asked.ratio)
-    drawn = [mask.damage for mask in masks if mask.resampled]
-    changes = [change for mask in masks[1:] if (change := mean_perplexity(mask.change)) is not None]
+    # Resamples often give the same mask: one that is measured once must not count as several.
+    different = {read[mask.label].to_json(): mask for mask in masks if mask.agreement < 1}.values()
+    changes = [change for mask in different if (change := _change(mask)) is not None]
     rho = p = float("nan")
-    if changes:
-        rho, p = rank_test([1 - mask.agreement for mask in masks[1:]], [abs(change) for change in changes])
+    if len(changes) > 1:
+        rho, p = rank_test([1 - mask.agreement for mask in different], changes)
+    drawn = [mask.damage for mask in masks if mask.resampled]
     return Consequence(
         asked.criterion,
         asked.ratio,
         row["index"],
         row["halves"],
         masks,
-        _spread([mean_perplexity(damage) for damage in drawn]),
-        _spread([mean_accuracy(damage) for damage in drawn]),
+        _spread(drawn, PERPLEXITY),
+        _spread(drawn, ACCURACY),
+        len(different),
         None if rho != rho else rho,
         None if rho != rho else p,
     )
@@ -106,13 +110,7 @@ def _consequence(measured: Measured, made: Audited, findings: Findings, store: S
 
 def mean_perplexity(metrics: Metrics) -> float | None:
     """Mean over corpora of a difference in log perplexity, in nats per token."""
-    found = [float(metric["value"]) for name, metric in metrics.items() if name.startswith(PERPLEXITY)]
-    return mean(found) if found else None
-
-
-def mean_accuracy(metrics: Metrics) -> float | None:
-    """Mean over tasks of a difference in accuracy."""
-    found = [float(metric["value"]) for name, metric in metrics.items() if name.endswith(ACCURACY)]
+    found = list(_of_kind(metrics, PERPLEXITY).values())
     return mean(found) if found else None
 
 
@@ -130,13 +128,24 @@ def across(consequences: Sequence[Consequence]) -> tuple[float, float] | None:
     return None if rho != rho else (rho, p)
 
 
-def _spread(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return stdev(known) if len(known) > 1 else None
+def _of_kind(metrics: Metrics, kind: str) -> dict[str, float]:
+    """Values of the metrics whose names begin or end like that."""
+    return {
+        name: float(metric["value"]) for name, metric in metrics.items() if name.startswith(kind) or name.endswith(kind)
+    }
 
 
-def _read(folder: Path) -> Mask:
-    return Mask.from_json((folder / MASK).read_text())
+def _spread(drawn: Sequence[Metrics], kind: str) -> float | None:
+    """Standard deviation over resamples, mean over metrics of a kind."""
+    values = [_of_kind(metrics, kind) for metrics in drawn]
+    found = [stdev(one[name] for one in values) for name in values[0]]
+    return mean(found) if found else None
+
+
+def _change(mask: MeasuredMask) -> float | None:
+    """Absolute change of log perplexity from the mask of all the data, mean over corpora."""
+    found = _of_kind(mask.change, PERPLEXITY).values()
+    return mean(map(abs, found)) if found else None
 
 
 def _agreement(one: Mask, other: Mask) -> float:

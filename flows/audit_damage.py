@@ -69,6 +69,6 @@ def side_by_side(consequences: Sequence[Consequence]) -> Table:
     ]
     note = (
         "Agreement: the bracket of masks of all the data. Δ ln ppl: what the mask of all the data costs in nats per "
-        "token. Spreads: standard deviations over measured resamples."
+        "token. Spreads: standard deviations over measured resamples, means over corpora and tasks."
     )
     return Table("Stability and spread", columns, rows, "consequences.csv", note)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from torch import Tensor
@@ -76,6 +77,11 @@ class Findings:
         sizes = {name: corpus["tokens"] for name, corpus in self.content["data"].items()}
         return sum(sizes.values()) if scope == ALL else int(sizes[scope])
 
+    def in_common(self, scope: str) -> float:
+        """The share of text that draws with different seeds have in common."""
+        shares: dict[str, float] = self.content["in_common"]
+        return mean(shares.values()) if scope == ALL else shares[scope]
+
     def by_stability(self, ratio: float) -> list[Row]:
         """The rows of all the data at a ratio, the most stable criterion first, without those of no data."""
         rows = self.rows("masks", scope=self.whole, ratio=ratio, fixed=False)
@@ -84,7 +90,7 @@ class Findings:
     def within(self, criterion: str, ratio: float) -> tuple[float, float]:
         """Means over corpora of the bracket of each alone: what is expected of other text of the same corpus."""
         rows = [self.row("masks", scope=name, criterion=criterion, ratio=ratio) for name in self.corpora]
-        return sum(row["halves"] for row in rows) / len(rows), sum(row["index"] for row in rows) / len(rows)
+        return mean(row["halves"] for row in rows), mean(row["index"] for row in rows)
 
 
 def read_findings(folder: Path) -> Findings:
@@ -106,8 +112,8 @@ def percent(ratio: float) -> str:
 
 def runs_of(numbers: Sequence[int]) -> str:
     """Ascending numbers in words, such as `2 to 4 and 7`."""
-    groups = []
+    groups: list[str] = []
     for _, group in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         run = [number for _, number in group]
-        groups.append(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}")
+        groups += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run)
     return " and ".join([", ".join(groups[:-1]), groups[-1]] if len(groups) > 2 else groups)

@@ -128,7 +128,7 @@ def _curve(
         where = f"masks/{scope}/{criterion}/{ratio}/{kind}"
         agreed = findings.arrays[f"{where}.corrected"]
         mean, spread = agreed.mean(0), agreed.std(0)
-        x = findings.values(f"{where}.tokens")
+        x = [float(f"{tokens:.2g}") for tokens in findings.values(f"{where}.tokens")]
         lines.append(Line(name, x, mean.tolist(), (mean - spread).tolist(), (mean + spread).clamp_max(1).tolist()))
     notes = {
         "disjoint": "Two parts of that size without a common chunk: what other text would give. Ends at half the data.",
@@ -136,7 +136,7 @@ def _curve(
     }
     level = [(target, f"asked for: {target:g}")]
     note = f"{notes[kind]} Bands: standard deviation over random orders of the chunks."
-    return LinePlot(title, lines, "calibration tokens", AGREEMENT, True, RANGE, level, note, half=True)
+    return LinePlot(title, lines, "calibration tokens, about", AGREEMENT, True, RANGE, level, note, half=True)
 
 
 def _corpora(findings: Findings) -> list[Part]:
@@ -163,14 +163,19 @@ def _corpora(findings: Findings) -> list[Part]:
         "left out."
     )
     table = Table("Masks of single corpora", columns, rows, "corpora.csv", note)
-    return [table, claims_table(findings), *(_matrix(row, f"{row['criterion']} at {percent(row['ratio'])} removed")
-                     for row in findings.rows("corpora"))]  # fmt: skip
+    titles = [f"{row['criterion']} at {percent(row['ratio'])} removed" for row in findings.rows("corpora")]
+    return [table, claims_table(findings), *_matrices(findings.rows("corpora"), titles)]
 
 
-def _matrix(row: Row, title: str) -> Part:
-    names = [str(name) for name in row["names"]]
-    low = min(0.0, *(value for line in row["corrected_matrix"] for value in line if value is not None))
-    return Matrix(title, names, names, row["corrected_matrix"], SHORT, low, half=True)
+def _matrices(rows: Sequence[Row], titles: Sequence[str]) -> list[Part]:
+    """A matrix of agreement for each row, all with the same colours."""
+    matrices = [row["corrected_matrix"] for row in rows]
+    low = min((value for matrix in matrices for line in matrix for value in line if value is not None), default=0.0)
+    parts: list[Part] = []
+    for row, title in zip(rows, titles, strict=True):
+        names = list(map(str, row["names"]))
+        parts.append(Matrix(title, names, names, row["corrected_matrix"], SHORT, min(low, 0.0), half=True))
+    return parts
 
 
 def _again(findings: Findings) -> list[Part]:
@@ -181,23 +186,27 @@ def _again(findings: Findings) -> list[Part]:
         for row in findings.rows(kind):
             own = findings.row("masks", **{key: row[key] for key in ("scope", "criterion", "ratio")})
             rows.append([
-                row["scope"], row["criterion"], percent(row["ratio"]), row["corrected"], own["halves"], own["index"],
+                row["scope"], row["criterion"], percent(row["ratio"]),
+                findings.in_common(row["scope"]) if kind == "seeds" else 1.0, row["corrected"], own["halves"],
+                own["index"],
                 row["overlap"], row["spearman"],
             ])  # fmt: skip
         if rows:
             values = ", ".join(map(str, findings.rows(kind)[0]["names"]))
             columns = [
-                Column("corpora"), Column("criterion"), Column("removed"), Column("above chance", ".2f"),
+                Column("corpora"), Column("criterion"), Column("removed"), Column("text in common", ".0%"),
+                Column("above chance", ".2f"),
                 Column("bracket, from", ".2f"), Column("to", ".2f"), Column("removed in common", ".2f"),
                 Column("Spearman", ".2f"),
             ]  # fmt: skip
-            note = "Means over every two observations and over layers, beside the bracket from the first of them."
+            note = (
+                "Means over every two observations and over layers, beside the bracket from the first of them, which "
+                "is of texts that have nothing in common."
+            )
             parts.append(Table(f"Observed with {what} {values}", columns, rows, f"{kind}.csv", note))
     return parts
 
 
 def _criteria(findings: Findings) -> list[Part]:
-    return [
-        _matrix(row, f"{percent(row['ratio'])} removed, {row['scope']}")
-        for row in findings.rows("criteria", scope=findings.whole)
-    ]
+    rows = findings.rows("criteria", scope=findings.whole)
+    return _matrices(rows, [f"{percent(row['ratio'])} removed, {row['scope']}" for row in rows])

@@ -114,13 +114,15 @@ def _changed(findings: Findings, criterion: str, ratio: float, pair: tuple[int, 
 
 
 def _again(findings: Findings) -> Iterator[str]:
+    ratio, scope = findings.ratios[-1], findings.whole
     for kind, what in (("seeds", "other seeds"), ("sequence_lengths", "other sequence lengths")):
-        ratio = findings.ratios[-1]
-        for row in findings.rows(kind, scope=findings.whole, criterion=findings.criteria[0], ratio=ratio):
-            own = findings.row("masks", scope=row["scope"], criterion=row["criterion"], ratio=ratio)
+        for row in findings.rows(kind, scope=scope, criterion=findings.criteria[0], ratio=ratio):
+            own = findings.row("masks", scope=scope, criterion=row["criterion"], ratio=ratio)
+            common = percent(round(findings.in_common(scope), 2)) if kind == "seeds" else "100%"
             yield (
-                f"Observed again with {what}, masks of `{row['criterion']}` at {percent(ratio)} removed agree "
-                f"{row['corrected']:.2f} above chance; the bracket was {bracket(own)}."
+                f"Observed again with {what}, which have {common} of their text in common, masks of "
+                f"`{row['criterion']}` at {percent(ratio)} removed agree {row['corrected']:.2f} above chance; the "
+                f"bracket, of texts that have nothing in common, was {bracket(own)}."
             )
 
 
@@ -130,7 +132,7 @@ def _consequence(found: Consequence) -> Iterator[str]:
     drawn = sum(mask.resampled for mask in found.masks)
     text = (
         f"Measured, the masks of {drawn} resamples of `{found.criterion}` at {percent(found.ratio)} removed differ in "
-        f"log perplexity by a standard deviation of {found.spread:.3f} nats per token"
+        f"log perplexity by a standard deviation of {found.spread:.3f} nats per token on a corpus"
     )
     if found.accuracy_spread is not None:
         text += f" and in accuracy by {100 * found.accuracy_spread:.1f} points"
@@ -141,13 +143,12 @@ def _consequence(found: Consequence) -> Iterator[str]:
         yield f"Masks of single corpora cost {min(known):.3f} to {max(known):.3f}."
     if found.correlation is None or found.p is None:
         return
-    others = len(found.masks) - 1
-    numbers = f"Spearman {found.correlation:+.2f} over {others} masks, p = {found.p:.2g}"
+    numbers = f"Spearman {found.correlation:+.2f} over {found.different} different masks, p = {found.p:.2g}"
     if found.p < CLEAR:
         more = "more" if found.correlation > 0 else "less"
         yield f"Masks that agree less with that of all the data differ {more} in perplexity ({numbers})."
     else:
-        yield f"That masks which agree less with that of all the data differ more is not seen ({numbers})."
+        yield f"That masks that agree less with that of all the data differ more is not seen ({numbers})."
 
 
 def _across(consequences: Sequence[Consequence]) -> Iterator[str]:

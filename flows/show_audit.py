@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from flows import show
+from flows.audit_consequence import ACCURACY, PERPLEXITY, Consequence
 from flows.audit_findings import Findings, Row, percent
 from flows.audit_words import in_words
 from flows.auditing import AuditOutcome
@@ -16,31 +17,40 @@ from flows.show import console
 def audit(result: AuditOutcome) -> None:
     """How sure the masks of all the data are, between corpora, measured masks, stages, and all of it in words."""
     console.print(_stability(result.findings))
+    console.print(
+        "agreement above chance: 1 the same masks, 0 as random ones. Masks from other text of the same kind agree "
+        "between halves (each with half the text) and resamples (which share text). tokens: from which on texts that "
+        "share nothing agree as asked for. corpora: between masks of single corpora.",
+        style="dim",
+    )
     for one in result.consequences:
-        table = Table(title=f"measured masks of {one.criterion} at {percent(one.ratio)} removed, minus unpruned")
-        table.add_column("mask", no_wrap=True)
-        names = [name for name in one.masks[0].damage if not name.startswith("bits_per_byte/")]
-        for column in ("above chance", *names):
-            table.add_column(column, justify="right")
-        for mask in one.masks:
-            table.add_row(mask.label, f"{mask.agreement:.3f}", *(show.number(mask.damage.get(name)) for name in names))
-        console.print(table)
+        console.print(_measured(one))
     console.print(_stages(result))
     console.print(in_words(result.findings, result.consequences), highlight=False, soft_wrap=True)
     console.print(f"report: {os.path.relpath(result.report)}", highlight=False, soft_wrap=True)
 
 
+def _measured(found: Consequence) -> Table:
+    table = Table(title=f"measured masks of {found.criterion} at {percent(found.ratio)} removed, minus unpruned")
+    names = {
+        name: name.replace(PERPLEXITY, "ln ppl ").replace(ACCURACY, " acc")
+        for name in found.masks[0].damage
+        if name.startswith(PERPLEXITY) or name.endswith(ACCURACY)
+    }
+    table.add_column("mask", no_wrap=True)
+    for column in ("agreement", *names.values()):
+        table.add_column(column, justify="right")
+    for mask in found.masks:
+        table.add_row(mask.label, f"{mask.agreement:.2f}", *(f"{mask.damage[name]['value']:+.3f}" for name in names))
+    return table
+
+
 def _stability(findings: Findings) -> Table:
     several = len(findings.corpora) > 1
-    table = Table(
-        title=f"masks of {findings.whole}",
-        caption="agreement above chance of masks: 1 the same, 0 as random ones. Other text of the same kind gives "
-        "masks that agree\nbetween halves (each with half the text) and resamples (which share text). tokens: from "
-        "which on texts that share\nnothing agree as asked for.",
-    )
+    table = Table(title=f"agreement of masks of {findings.whole}")
     for column in ("criterion", "removed"):
         table.add_column(column, no_wrap=True)
-    for column in ("halves", "resamples", "on the edge", "tokens", *(["between corpora"] if several else [])):
+    for column in ("halves", "resamples", "on edge", "tokens", *(["corpora"] if several else [])):
         table.add_column(column, justify="right")
     for ratio in findings.ratios:
         for row in findings.by_stability(ratio):
@@ -58,8 +68,8 @@ def _cells(findings: Findings, row: Row, several: bool) -> list[str]:
         percent(row["ratio"]),
         f"{row['halves']:.2f}",
         f"{row['index']:.2f}",
-        f"{row['edge']} of {whole}",
-        f"over {findings.tokens(findings.whole) // 2:,}" if budget is None else f"{budget:,}",
+        f"{row['edge']}/{whole}",
+        f"> {findings.tokens(findings.whole) // 2:,}" if budget is None else f"{budget:,}",
     ]
     if several:
         between = findings.row("corpora", criterion=row["criterion"], ratio=row["ratio"])

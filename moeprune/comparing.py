@@ -1,5 +1,6 @@
 """Masks and scores of several texts, draws or criteria, set side by side."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from moeprune.agreement import chance_corrected, overlap, pairwise, spearman_rho
 from moeprune.combining import combine
+from moeprune.corpus import Corpus
 from moeprune.resampling import Score
 from moeprune.routing import Routing
 from moeprune.stability import kept, places
@@ -56,6 +58,20 @@ def left_out(
         weight = None if weights is None else [*weights[:number], *weights[number + 1 :]]
         found.append(combine(score, others, how, weight)[0])
     return torch.stack(found)
+
+
+def text_in_common(one: Corpus, other: Corpus) -> float:
+    """Share of the tokens of two draws from the same source that are of documents which are in both."""
+    first, second = (_tokens_by_document(corpus) for corpus in (one, other))
+    common = sum(min(first[document], second[document]) for document in first.keys() & second.keys())
+    return 2 * common / (first.total() + second.total())
+
+
+def _tokens_by_document(corpus: Corpus) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for document, length in zip(corpus.document.tolist(), corpus.length.tolist(), strict=True):
+        found[document] += length
+    return found
 
 
 def rank_test(one: Sequence[float], other: Sequence[float], seed: int = 0) -> tuple[float, float]:

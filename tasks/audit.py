@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping
 from functools import partial
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from moeprune.masks import number_kept
@@ -16,18 +18,21 @@ AUDIT, ARRAYS = "audit.json", "arrays.safetensors"
 FORMAT = "moeprune-audit/1"
 CODE = ("moeprune.auditing", "moeprune.files", "moeprune.configs")
 
-Statistics = Mapping[str, Artifact | None]
-"""Observations by corpus."""
+Artifacts = Mapping[str, Artifact | None]
+"""By corpus, or by criterion."""
 
 
 def step(
     params: AuditParams,
     checkpoint: Artifact | None,
-    statistics: Statistics,
-    again: Mapping[str, Mapping[int, Statistics]],
-    fixed: Mapping[str, Artifact | None],
+    statistics: Artifacts,
+    again: Mapping[str, Mapping[int, Artifacts]],
+    fixed: Artifacts,
+    drawn: Mapping[int, Artifacts],
 ) -> Step:
     """`again` are observations by seed or sequence length, `fixed` scores of criteria that read no data.
+
+    `drawn` are the corpora by seed, if several are asked for, by which is told how much text they have in common.
 
     Which masks are measured afterwards does not count.
     """
@@ -41,11 +46,13 @@ def step(
         for value, observed in observations.items():
             inputs |= _numbered(f"observe.{kind}.{value}", observed)
     inputs |= _numbered("score", fixed)
+    for seed, corpora in drawn.items():
+        inputs |= _numbered(f"calibrate.{seed}", corpora)
     modules = [one.found.module for one in params.criteria]
     return Step("audit", "", code_digest([*CODE, "tasks.audit", *modules]), identity, inputs)
 
 
-def _numbered(name: str, artifacts: Statistics) -> dict[str, Artifact | None]:
+def _numbered(name: str, artifacts: Artifacts) -> dict[str, Artifact | None]:
     return {f"{name}.{number}": artifact for number, artifact in enumerate(artifacts.values())}
 
 
@@ -75,6 +82,7 @@ def audit(step: Step, runtime: Runtime, params: AuditParams, trust_remote_code: 
             "data": {name: {"chunks": len(one.tokens), "tokens": int(one.tokens.sum())} for name, one in data.items()},
             "params": step.params,
             "warnings": warned,
+            "in_common": _in_common(step, store),
             "rows": found.rows,
         }
         (target / AUDIT).write_text(json.dumps(content, indent=1) + "\n")
@@ -104,7 +112,7 @@ def _folders(step: Step, store: Store, prefix: str) -> list[Path]:
 
 
 def _read(step: Step, store: Store, params: AuditParams, prefix: str = "observe") -> dict[str, Any]:
-    """Statistics by corpus, in the gate mode asked for."""
+    """Artifacts by corpus, in the gate mode asked for."""
     from moeprune.files import load_statistics
 
     found = [load_statistics(folder / "statistics.safetensors") for folder in _folders(step, store, prefix)]
@@ -118,6 +126,19 @@ def _again(step: Step, store: Store, params: AuditParams) -> dict[str, Any]:
         for kind in (SEEDS, LENGTHS)
         if kind in step.params
     }
+
+
+def _in_common(step: Step, store: Store) -> dict[str, float]:
+    """By corpus the share of text that draws with different seeds have in common, mean over every two."""
+    from moeprune.comparing import text_in_common
+    from moeprune.files import load_corpus
+
+    found = {}
+    for number, name in enumerate(step.params["corpora"] if SEEDS in step.params else ()):
+        folders = [_folders(step, store, f"calibrate.{seed}")[number] for seed in step.params[SEEDS]]
+        draws = [load_corpus(folder / "tokens.safetensors") for folder in folders]
+        found[name] = mean(text_in_common(one, other) for one, other in combinations(draws, 2))
+    return found
 
 
 def _design(step: Step, store: Store, params: AuditParams, trusted: bool) -> Any:

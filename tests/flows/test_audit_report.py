@@ -52,6 +52,7 @@ def found_in(names: tuple[str, ...], chunks: int = 32, again: bool = False) -> F
         "data": {name: {"chunks": chunks, "tokens": 100 * chunks} for name in names},
         "params": {"stability": 0.9, "resamples": 100, "level": 0.9, "combine": "pooled"},
         "warnings": warnings(data),
+        "in_common": dict.fromkeys(names, 0.25),
         "rows": made.rows,
     }
     return Findings(content, made.arrays)
@@ -74,7 +75,7 @@ def measured(correlation: float | None, p: float | None) -> Consequence:
         MeasuredMask(label, 1 - 0.1 * number, metrics(0.3 + 0.01 * number), metrics(0.01 * number))
         for number, label in enumerate(labels)
     ]
-    return Consequence("reap", 0.5, 0.9, 0.8, masks, 0.014, 0.02, correlation, p)
+    return Consequence("reap", 0.5, 0.9, 0.8, masks, 0.014, 0.02, 4, correlation, p)
 
 
 def test_words_name_the_most_and_the_least_stable_criterion_with_their_brackets(findings):
@@ -106,7 +107,7 @@ def test_words_name_the_smallest_budget_that_reaches_what_was_asked(findings):
 def test_words_say_in_which_layers_two_corpora_keep_other_experts(findings):
     found = re.search(
         r"With 3,200 tokens of `(\w+)` alone, (\d+)% of the experts that `reap` keeps at (\d+)% removed change in "
-        r"(layers 1 and 2|layers 1 to 2|layer 1|layer 2) if the text is `(\w+)` instead",
+        r"(layers 1 and 2|layer 1|layer 2) if the text is `(\w+)` instead",
         in_words(findings),
     )
     assert found
@@ -125,16 +126,24 @@ def test_words_of_one_corpus_say_nothing_of_others_and_warn_of_few_chunks():
     assert "instead" not in text and "Between corpora" not in text and "Observed again" not in text
 
 
+def test_words_say_how_much_text_other_seeds_have_in_common(findings):
+    row = findings.row("seeds", scope=ALL, criterion="reap", ratio=0.5)
+    assert (
+        "Observed again with other seeds, which have 25% of their text in common, masks of `reap` at 50% removed agree "
+        f"{row['corrected']:.2f} above chance"
+    ) in in_words(findings)
+
+
 def test_words_say_what_measured_masks_cost_and_whether_those_that_disagree_differ(findings):
     text = in_words(findings, [measured(0.9, 0.01)])
     assert (
         "the masks of 3 resamples of `reap` at 50% removed differ in log perplexity by a standard deviation of 0.014 "
-        "nats per token and in accuracy by 2.0 points, where removing experts costs 0.450 nats. Masks of single "
-        "corpora cost 0.510 to 0.510. Masks that agree less with that of all the data differ more in perplexity "
-        "(Spearman +0.90 over 4 masks, p = 0.01)."
+        "nats per token on a corpus and in accuracy by 2.0 points, where removing experts costs 0.450 nats. Masks of "
+        "single corpora cost 0.510 to 0.510. Masks that agree less with that of all the data differ more in perplexity "
+        "(Spearman +0.90 over 4 different masks, p = 0.01)."
     ) in text
     assert "differ less in perplexity" in in_words(findings, [measured(-0.9, 0.01)])
-    assert "is not seen (Spearman +0.40 over 4 masks, p = 0.2)" in in_words(findings, [measured(0.4, 0.2)])
+    assert "is not seen (Spearman +0.40 over 4 different masks, p = 0.2)" in in_words(findings, [measured(0.4, 0.2)])
     assert "Spearman" not in in_words(findings, [measured(None, None)])
 
 
@@ -155,7 +164,7 @@ def test_words_say_whether_unstable_criteria_spread_more(findings):
 
 @pytest.mark.parametrize(
     ("numbers", "said"),
-    [([3], "3"), ([2, 3, 4], "2 to 4"), ([0, 2, 3, 7], "0, 2 to 3 and 7"), ([1, 3], "1 and 3")],
+    [([3], "3"), ([2, 3, 4], "2 to 4"), ([0, 2, 3, 4, 7], "0, 2 to 4 and 7"), ([1, 2], "1 and 2")],
     ids=str,
 )
 def test_runs_of_numbers_in_words(numbers, said):

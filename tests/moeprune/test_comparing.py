@@ -8,7 +8,17 @@ from scipy.stats import spearmanr
 from synthetic import experts
 
 from moeprune.combining import combine
-from moeprune.comparing import claimed, left_out, mask_agreement, masks_of, mean_of_pairs, rank_agreement, rank_test
+from moeprune.comparing import (
+    claimed,
+    left_out,
+    mask_agreement,
+    masks_of,
+    mean_of_pairs,
+    rank_agreement,
+    rank_test,
+    text_in_common,
+)
+from moeprune.corpus import Corpus
 from moeprune.criteria import reap
 from moeprune.routing import Routing
 from moeprune.selection import uniform
@@ -58,6 +68,24 @@ def test_left_out_is_the_combination_of_the_others_with_their_weights(how):
     expected = combine(reap.score, [corpora[0], corpora[2]], how, [1.0, 4.0])[0]
     assert torch.equal(found[1], expected) and len(found) == 3
     assert not torch.equal(found[0], found[1])
+
+
+def corpus(documents: list[int], lengths: list[int]) -> Corpus:
+    """Blocks of documents; what they say and the chunks they are in do not count."""
+    blocks = len(documents)
+    return Corpus(
+        input_ids=torch.zeros(blocks, 8, dtype=torch.int32),
+        length=torch.tensor(lengths, dtype=torch.int32),
+        document=torch.tensor(documents, dtype=torch.int32),
+        chunk=torch.zeros(blocks, dtype=torch.int32),
+    )
+
+
+def test_text_in_common_is_the_share_of_tokens_of_documents_in_both():
+    # Document 3 has 8 + 2 tokens in one and 8 in the other, which was cut there; of 26 tokens 2 * 8 are common.
+    one, other = corpus([1, 3, 3], [4, 8, 2]), corpus([3, 2], [8, 4])
+    assert text_in_common(one, other) == pytest.approx(2 * 8 / 26)
+    assert text_in_common(one, one) == 1 and text_in_common(one, corpus([7], [5])) == 0
 
 
 def test_rank_test_agrees_with_scipy_and_is_small_only_for_a_relation():

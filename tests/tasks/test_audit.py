@@ -13,7 +13,7 @@ from moeprune.auditing import ALL
 from moeprune.combining import combine
 from moeprune.comparing import masks_of
 from moeprune.criteria import frequency, reap, unified
-from moeprune.files import load_scores, load_statistics
+from moeprune.files import load_corpus, load_scores, load_statistics
 from moeprune.masks import Mask
 from moeprune.replicates import bootstrap
 from moeprune.resampling import resampled_scores
@@ -44,7 +44,7 @@ def observed(workshop) -> dict[int, dict[str, Artifact]]:
     tokenizer = download.tokenizer_of(workshop.base, workshop.store)
     observing = ObserveParams(dtype="float32", gate_modes=("softmax_full",))
     found: dict[int, dict[str, Artifact]] = {}
-    for seed in (0, 1):
+    for seed in (0, 4):
         params = CalibrateParams(corpora=sources, tokens=256, sequence_length=16, chunks=4, seed=seed)
         for corpus in params.corpora:
             path = Path(corpus.source)
@@ -62,7 +62,14 @@ def audited(workshop, observed, params: AuditParams = PARAMS) -> Step:
     scoring = ScoreParams(criterion="router_weight_norm")
     step = score.step(scoring, workshop.base, {})
     fixed = score.score.fn(step=step, runtime=workshop.runtime, params=scoring, trust_remote_code=False)
-    return audit.step(params, workshop.base, observed[0], {"seeds": observed}, {"router_weight_norm": fixed})
+    again = {"seeds": observed}
+    drawn = {seed: {name: blocks_of(workshop, one) for name, one in made.items()} for seed, made in observed.items()}
+    return audit.step(params, workshop.base, observed[0], again, {"router_weight_norm": fixed}, drawn)
+
+
+def blocks_of(workshop, observed: Artifact) -> Artifact:
+    """The tokens that were observed."""
+    return Artifact(**workshop.store.manifest(observed)["inputs"]["calibrate"])
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +120,27 @@ def test_audit_compares_the_masks_of_other_seeds(workshop, observed, made):
         if (row["scope"], row["criterion"], row["ratio"]) == ("code", "reap", 0.5)
     ]
     masks = [
-        masks_of(reap.score(statistics_of(workshop, observed, seed)["code"].total()), 4, ROUTING) for seed in (0, 1)
+        masks_of(reap.score(statistics_of(workshop, observed, seed)["code"].total()), 4, ROUTING) for seed in (0, 4)
     ]
-    assert row["names"] == [0, 1]
+    assert row["names"] == [0, 4]
     assert row["overlap"] == pytest.approx(float((~masks[0] & ~masks[1]).sum() / (~masks[0]).sum()))
+
+
+def test_audit_tells_how_much_text_other_seeds_have_in_common(workshop, observed, made):
+    found = json.loads((made / "audit.json").read_text())["in_common"]
+    for name in sample.CORPORA:
+        folders = [workshop.store.folder(blocks_of(workshop, observed[seed][name])) for seed in (0, 4)]
+        texts = [load_corpus(folder / "tokens.safetensors") for folder in folders]
+        # No document is cut but the last: of a common document all tokens are common.
+        common = set(texts[0].document.tolist()) & set(texts[1].document.tolist())
+        whole = sum(
+            length
+            for text in texts
+            for document, length in zip(text.document.tolist(), text.length.tolist(), strict=True)
+            if document in common
+        )
+        assert found[name] == pytest.approx(whole / 512, abs=0.06)
+    assert any(0 < share < 1 for share in found.values())
 
 
 def test_audit_is_decided_by_what_it_computes_and_not_by_what_is_measured_afterwards(workshop, observed, made):
@@ -124,7 +148,7 @@ def test_audit_is_decided_by_what_it_computes_and_not_by_what_is_measured_afterw
     assert audited(workshop, observed, AuditParams(**{**GIVEN, "consequence": None})).key == key
     for change in ({"resamples": 61}, {"seed": 1}, {"ratios": [0.25]}, {"criteria": ["reap"]}, {"combine": "mean"}):
         assert audited(workshop, observed, AuditParams(**{**GIVEN, "consequence": None, **change})).key != key
-    swapped = {0: {"wiki": observed[0]["wiki"], "code": observed[1]["code"]}, 1: observed[1]}
+    swapped = {0: {"wiki": observed[0]["wiki"], "code": observed[4]["code"]}, 4: observed[4]}
     assert audited(workshop, swapped).key != key
 
 
@@ -170,7 +194,7 @@ def test_resample_in_another_gate_mode_reads_its_moments(workshop, observed):
 def test_mask_of_a_corpus_alone_does_not_depend_on_the_others_nor_on_the_resamples(workshop, observed):
     asked = PARAMS.consequence[0]
     alone = resample.step(PARAMS, asked, "wiki", workshop.base, observed[0]).key
-    mixed = {"wiki": observed[0]["wiki"], "code": observed[1]["code"]}
+    mixed = {"wiki": observed[0]["wiki"], "code": observed[4]["code"]}
     other = AuditParams(**{**GIVEN, "seed": 5, "combine": "mean"})
     assert resample.step(other, other.consequence[0], "wiki", workshop.base, mixed).key == alone
     assert resample.step(other, other.consequence[0], "resample 1", workshop.base, observed[0]).key != (
