@@ -218,7 +218,7 @@ def mask(step: Step, runtime: Runtime, params: MaskParams, trust_remote_code: bo
         result = Mask(checkpoint.digest, routing.experts, kept)
         (target / MASK).write_text(result.to_json())
         scores = given["scores"]() if "scores" in rule.reads else None
-        table = margins(result, scores.tolist() if scores is not None else None)
+        table = margins(result, scores.tolist() if scores is not None else None, routing.groups)
         counts = {str(layer): count for layer, count in result.counts.items()}
         return {"kept": step.params["keep"], "counts": counts, "experts": routing.experts, "table": table}
 
@@ -284,28 +284,32 @@ def _readable(step: Step, runtime: Runtime, trust_remote_code: bool) -> dict[str
     }
 
 
-def margins(mask: Any, scores: list[list[float]] | None) -> list[dict[str, Any]]:
-    """One row for each expert: its score, whether it is kept, and its distance from the cut of its layer.
+def margins(mask: Any, scores: list[list[float]] | None, groups: int) -> list[dict[str, Any]]:
+    """One row for each expert: its score, whether it is kept, and its distance from the cut of its router group.
 
-    The cut lies halfway between the lowest score kept and the highest removed; where the rule goes by the scores
-    alone, positive margins are kept. A rule without scores has neither.
+    The cut lies halfway between the lowest score kept and the highest removed among the experts of a group, which is
+    the whole layer for most routers; where the rule goes by these scores alone, positive margins are kept. A rule
+    without scores has neither, and layers that keep different numbers have no margins: their cut is not one of scores.
     """
+    even, size = len(set(mask.counts.values())) == 1, mask.experts // groups
     rows = []
     for number, (layer, kept) in enumerate(mask.kept.items()):
         values = scores[number] if scores is not None else [float("nan")] * mask.experts
-        removed = [value for expert, value in enumerate(values) if expert not in kept]
-        cut = (min(values[expert] for expert in kept) + max(removed)) / 2 if removed else float("-inf")
-        rows += [
-            # JSON has no infinities: an expert without weights has no score, one of a whole layer no margin.
-            {
-                "layer": layer,
-                "expert": expert,
-                "kept": expert in kept,
-                "score": _finite(value),
-                "margin": _finite(value - cut),
-            }
-            for expert, value in enumerate(values)
-        ]
+        for expert, value in enumerate(values):
+            group = range(expert // size * size, (expert // size + 1) * size)
+            removed = [values[other] for other in group if other not in kept]
+            staying = [values[other] for other in group if other in kept]
+            cut = (min(staying) + max(removed)) / 2 if even and removed else float("-inf")
+            # JSON has no infinities: an expert without weights has no score, one of a whole group no margin.
+            rows.append(
+                {
+                    "layer": layer,
+                    "expert": expert,
+                    "kept": expert in kept,
+                    "score": _finite(value),
+                    "margin": _finite(value - cut),
+                }
+            )
     return rows
 
 

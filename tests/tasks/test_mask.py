@@ -97,6 +97,18 @@ def test_mask_keeps_the_highest_scores_and_tells_the_margins(workshop):
     assert all(row["kept"] == (row["margin"] > 0) for row in table)
 
 
+def test_margins_are_from_the_cut_of_the_router_group():
+    kept = Mask("", 8, {0: (0, 2, 5, 7)})
+    scores = [[9.0, 6, 8, 5, 1, 4, 0, 3]]  # expert 1 goes although it beats all of the second group
+    margin = {row["expert"]: row["margin"] for row in mask.margins(kept, scores, 2)}
+    assert margin == {0: 2, 1: -1, 2: 1, 3: -2, 4: -1, 5: 2, 6: -2, 7: 1}
+
+
+def test_margins_of_layers_that_keep_different_numbers_are_none():
+    table = mask.margins(Mask("", 4, {0: (0, 1, 2), 1: (3,)}), [[4.0, 3, 2, 1]] * 2, 1)
+    assert {row["margin"] for row in table} == {None} and table[0]["score"] == 4
+
+
 def test_mask_from_other_scores_that_keep_the_same_is_the_same_artifact_by_content(workshop):
     scores = torch.rand(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     one, content = make(workshop, scores, 4)
