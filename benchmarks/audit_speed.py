@@ -1,8 +1,9 @@
-"""What an audit costs: seconds and peak memory of `moeprune.sensitivity` on made-up statistics of a large model.
+"""What an audit of one corpus costs: seconds and peak memory on made-up statistics of a large model.
 
     python benchmarks/audit_speed.py [--resamples 1000] [--layers 48] [--experts 128] [--chunks 64] [--threads 2]
 
-The peak is that of the whole process, libraries and the statistics themselves included.
+The peak is that of the whole process, libraries and the statistics themselves included. "resampling" is
+`moeprune.sensitivity`; "audit" adds learning curves and the agreement of criteria: all that `moeprune audit` computes.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import time
 
 import torch
 
+from moeprune.auditing import Design, audit
 from moeprune.criteria import find
 from moeprune.routing import Routing
 from moeprune.sensitivity import sensitivity
@@ -49,27 +51,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    statistics = made_up(given.chunks, given.layers, given.experts)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wall, used = time.perf_counter(), time.process_time()
-    keeps = [given.experts - int(ratio * given.experts) for ratio in RATIOS]
-    found = sensitivity(
-        {"made up": statistics},
-        {word: find(word).score for word in CRITERIA},
-        keeps,
-        Routing(given.experts, 8),
-        resamples=given.resamples,
-    )
-    wall, used = time.perf_counter() - wall, time.process_time() - used
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    corpora = {"made up": made_up(given.chunks, given.layers, given.experts)}
+    criteria = {word: find(word).score for word in CRITERIA}
+    routing = Routing(given.experts, 8)
+    keeps = {ratio: given.experts - int(ratio * given.experts) for ratio in RATIOS}
     print(
         f"{given.resamples} resamples x {len(CRITERIA)} criteria x {len(keeps)} ratios, {given.layers} layers, "
-        f"{given.experts} experts, {given.chunks} chunks, {given.threads} threads: {wall:.1f} s ({used:.1f} s of CPU), "
-        f"peak {peak / 2**20:.2f} GiB ({before / 2**20:.2f} GiB before)"
+        f"{given.experts} experts, {given.chunks} chunks, {given.threads} threads; {peak():.2f} GiB before"
     )
-    for word, criterion in found.criteria.items():
-        indices = ", ".join(f"{criterion.masks[keep].stability.overall().value:.3f}" for keep in keeps)
-        print(f"{word}: stability {indices}")
+    work = {
+        "resampling": lambda: sensitivity(corpora, criteria, list(keeps.values()), routing, resamples=given.resamples),
+        "audit": lambda: audit(corpora, Design(criteria, keeps, routing, resamples=given.resamples)),
+    }
+    for name, run in work.items():
+        wall, used = time.perf_counter(), time.process_time()
+        run()
+        wall, used = time.perf_counter() - wall, time.process_time() - used
+        print(f"{name}: {wall:.1f} s ({used:.1f} s of CPU), peak {peak():.2f} GiB", flush=True)
+
+
+def peak() -> float:
+    """GiB that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

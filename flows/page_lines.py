@@ -24,8 +24,8 @@ class Line:
 class LinePlot:
     """Lines with bands for their errors, such as learning curves.
 
-    `x_title` and `y_title` name the axes with their units; `levels` are heights to be marked, with their names; with
-    `log_x` the horizontal axis is logarithmic and labelled where the lines have points.
+    `x_title` and `y_title` name the axes with their units; `levels` are heights to be marked, with their names. The
+    horizontal axis is labelled where the lines have points, and logarithmic with `log_x`.
     """
 
     title: str
@@ -61,10 +61,10 @@ class LinePlot:
                 "type": "scatter", "mode": "lines", "name": escape(text), "x": [every[0], every[-1]],
                 "y": [height, height], "line": {"color": "#444", "width": 1.5, "dash": "dot"}, "hoverinfo": "skip",
             })  # fmt: skip
-        horizontal = axis(self.x_title)
+        ticks = every[:: ceil(len(every) / 9)]
+        horizontal = axis(self.x_title, tickvals=ticks, ticktext=[f"{tick:,g}" for tick in ticks])
         if self.log_x:
-            ticks = every[:: ceil(len(every) / 9)]
-            horizontal |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
+            horizontal["type"] = "log"
         layout = {
             "height": 440,
             "xaxis": horizontal,

@@ -7,7 +7,7 @@ The field's papers compare the sets that are REMOVED, which overlap less than th
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float64, Int64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 from torch import Tensor
 
 from moeprune.combining import ranks
@@ -47,14 +47,21 @@ def kendall_tau(a: Float64[Tensor, "*batch E"], b: Float64[Tensor, "*batch E"]) 
     NaN if all scores of a list are equal. Every two experts are compared: E^2 numbers for each list at a time.
     """
     first, second = _signs(a), _signs(b)
-    untied = (first != 0).sum((-1, -2)).double() * (second != 0).sum((-1, -2)).double()
-    return (first * second).sum((-1, -2), dtype=torch.float64) / untied.sqrt()
+    return _dot(first, second) / (_dot(first, first) * _dot(second, second)).sqrt()
 
 
-def _signs(scores: Tensor) -> Tensor:
+def _signs(scores: Tensor) -> Float32[Tensor, "*batch pairs"]:
     """Of every two scores, 1 if the first is the larger, -1 if the second; infinite ones may be equal."""
-    one, other = scores[..., :, None], scores[..., None, :]
-    return (one > other).to(torch.int8) - (one < other).to(torch.int8)
+    order = scores.argsort(-1)
+    steps = scores.gather(-1, order).diff(dim=-1, prepend=scores.amin(-1, keepdim=True))
+    level = torch.empty_like(scores, dtype=torch.float32)
+    level.scatter_(-1, order, (steps > 0).cumsum(-1).float())
+    return (level[..., :, None] - level[..., None, :]).clamp_(-1, 1).flatten(-2)
+
+
+def _dot(a: Tensor, b: Tensor) -> Float64[Tensor, "*batch"]:
+    """Sums of signs: exact in float32 up to 4,096 experts."""
+    return torch.linalg.vecdot(a, b).double()
 
 
 def spearman_rho(a: Float64[Tensor, "*batch E"], b: Float64[Tensor, "*batch E"]) -> Float64[Tensor, "*batch"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moeprune.combining import combine
 from moeprune.comparing import claimed, left_out, mask_agreement, masks_of, mean_of_pairs, rank_agreement
-from moeprune.learning_curve import FRACTIONS, learning_curve, smallest_budget
+from moeprune.learning_curve import FRACTIONS, LearningCurve, learning_curves, smallest_budget
 from moeprune.resampling import Score
 from moeprune.routing import Routing
 from moeprune.sensitivity import Sensitivity, sensitivity
@@ -21,6 +21,8 @@ from moeprune.statistics import Statistics
 
 ALL = "all corpora"
 """What the corpora together are called: no corpus can have that name."""
+MEASURES = ("corrected", "jaccard", "tau", "overlap")
+"""What learning curves are told by: agreement above chance, Jaccard, Kendall's tau and rank-biased overlap."""
 ENOUGH = 32
 """Chunks below which intervals cover less than they promise."""
 
@@ -62,6 +64,7 @@ class Audit:
 
     Rows:
       masks      a scope (a corpus, or `ALL`), criterion and ratio: stability, experts on the edge, smallest budgets
+      curves     a scope, criterion, ratio and kind: agreement by `moeprune.learning_curve.Curve` for numbers of tokens
       corpora    a criterion and ratio: agreement of every two corpora's masks, which experts only one of them keeps
       left_out   a criterion, ratio and corpus: what changes without it
       criteria   a scope and ratio: agreement of every two criteria's masks
@@ -86,11 +89,12 @@ def audit(
     """Everything an audit tells. `progress` is told `steps` of work in all.
 
     `again` holds other observations of the same corpora by seed or sequence length, the first of each being the one at
-    hand. Raises BadInput as `sensitivity` and `learning_curve` do.
+    hand. Raises BadInput as `sensitivity` and `learning_curves` do.
     """
     found = Audit()
     for scope, data in scopes(corpora).items():
         _scope(found, scope, data, design, progress)
+    _curves(found, design)
     if len(corpora) > 1:
         _between_corpora(found, corpora, design)
     _between_criteria(found, corpora, design)
@@ -107,7 +111,7 @@ def scopes(corpora: Corpora) -> dict[str, Corpora]:
 
 def steps(corpora: Corpora, design: Design) -> int:
     """What `progress` is told in all."""
-    return len(scopes(corpora)) * (1 + len(design.criteria) * len(design.keeps))
+    return len(scopes(corpora)) * 2 * len(next(iter(corpora.values())).layer)
 
 
 def warnings(corpora: Corpora) -> list[str]:
@@ -128,39 +132,49 @@ def _scope(found: Audit, scope: str, data: Corpora, design: Design, progress: Ca
     keeps = list(dict.fromkeys(design.keeps.values()))
     sensitive = sensitivity(
         data, design.criteria, keeps, design.routing, resamples=design.resamples, seed=design.seed, how=how,
-        weights=weights, level=design.level,
+        weights=weights, level=design.level, progress=progress,
     )  # fmt: skip
-    progress(1)
-    for name, score in design.criteria.items():
+    curves = learning_curves(
+        design.criteria, data, keeps, design.routing, fractions=design.fractions, repeats=design.repeats,
+        seed=design.seed, how=how, weights=weights, progress=progress,
+    )  # fmt: skip
+    for name in design.criteria:
         of = sensitive.criteria[name]
         ends = {"scores": of.scores, "lower": of.lower, "upper": of.upper}
         found.arrays |= {f"scores/{scope}/{name}/{end}": value for end, value in ends.items()}
         for ratio, keep in design.keeps.items():
-            curve = learning_curve(
-                score, data, keep, design.routing, fractions=design.fractions, repeats=design.repeats,
-                seed=design.seed, how=how, weights=weights,
-            )  # fmt: skip
             row, arrays = _mask(sensitive, name, keep)
-            for which, part in (("full", curve.full), ("disjoint", curve.disjoint)):
-                arrays |= {f"{which}.{key}": value for key, value in vars(part).items()}
-                row[f"budget_{which}"] = smallest_budget(part, "corrected", design.target)
-            row = {"scope": scope, "criterion": name, "ratio": ratio, "keep": keep} | row
-            found.add("masks", row, f"{scope}/{name}/{ratio}", arrays)
-            progress(1)
+            budgets, points = _budgets(curves[name][keep], design.target)
+            row = {"scope": scope, "criterion": name, "ratio": ratio, "keep": keep} | row | budgets
+            found.add("masks", row, f"{scope}/{name}/{ratio}", arrays | points)
     for name in design.fixed:
         for ratio, keep in design.keeps.items():
             row = {"scope": scope, "criterion": name, "ratio": ratio, "keep": keep, "fixed": True, "index": 1.0}
             found.add("masks", row | {"halves": 1.0, "jaccard": 1.0, "edge": 0}, f"{scope}/{name}/{ratio}", {})
 
 
+def _budgets(curve: LearningCurve, target: float) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The smallest budgets of a learning curve, and its points."""
+    parts = {"full": curve.full, "disjoint": curve.disjoint}
+    points = {f"{which}.{key}": value for which, part in parts.items() for key, value in vars(part).items()}
+    return {f"budget_{which}": smallest_budget(part, "corrected", target) for which, part in parts.items()}, points
+
+
+def _curves(found: Audit, design: Design) -> None:
+    """The learning curves' points as means over orders of the chunks."""
+    for row in found.rows["masks"]:
+        of = {key: row[key] for key in ("scope", "criterion", "ratio")}
+        for kind in ("disjoint", "full") if row["criterion"] in design.criteria else ():
+            where = f"masks/{row['scope']}/{row['criterion']}/{row['ratio']}/{kind}"
+            means = {measure: found.arrays[f"{where}.{measure}"].mean(0) for measure in MEASURES}
+            found.add("curves", {**of, "kind": kind, "tokens": found.arrays[f"{where}.tokens"], **means}, "", {})
+
+
 def _mask(sensitive: Sensitivity, name: str, keep: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     mask = sensitive.criteria[name].masks[keep]
-    whole = mask.stability.overall(sensitive.level)
     row = {
         "fixed": False,
-        "index": whole.value,
-        "index_lower": whole.lower,
-        "index_upper": whole.upper,
+        "index": mask.stability.index.mean(),
         "halves": mask.halves.mean(),
         "jaccard": mask.stability.jaccard.mean(),
         "edge": int(mask.stability.edge().sum()),

@@ -1,6 +1,6 @@
 """How many calibration tokens a mask needs: agreement of masks and rankings against the size of the data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,10 +64,10 @@ class LearningCurve:
     disjoint: Curve
 
 
-def learning_curve(
-    score: Score,
+def learning_curves(
+    criteria: Mapping[str, Score],
     corpora: Mapping[str, Statistics],
-    keep: int,
+    keeps: Sequence[int],
     routing: Routing,
     *,
     fractions: Sequence[float] = FRACTIONS,
@@ -75,37 +75,45 @@ def learning_curve(
     seed: int = 0,
     how: str = "pooled",
     weights: Sequence[float] | None = None,
-) -> LearningCurve:
+    progress: Callable[[int], None] = lambda layers: None,
+) -> dict[str, dict[int, LearningCurve]]:
     """Score the first chunks of the corpora in random orders, and compare what uniform selection keeps.
 
-    Of every corpus the same fraction of chunks is taken, rounded, at least one, and its sums are scaled to its whole
-    size, so that the mixture stays. `disjoint` has the fractions up to 1/2. Raises BadInput for a fraction that is not
-    in (0, 1], if none is at most 1/2, for a corpus of one chunk, and as `resampling.prepare` does.
+    Curves by criterion and number of experts kept. Of every corpus the same fraction of chunks is taken, rounded, at
+    least one, and its sums are scaled to its whole size, so that the mixture stays. `disjoint` has the fractions up to
+    1/2. `progress` is told of layers. Raises BadInput for a fraction that is not in (0, 1], if none is at most 1/2, for
+    a corpus of one chunk, and as `resampling.prepare` does.
     """
     fractions = sorted(fractions)
     if not fractions or not 0 < fractions[0] <= 0.5 or fractions[-1] > 1:
         raise BadInput(f"audit: fractions of the calibration data {fractions}: give some in (0, 1], one at most 1/2")
-    routing.check(keep)
+    for keep in keeps:
+        routing.check(keep)
     data = list(corpora.values())
     chunks = [len(corpus.tokens) for corpus in data]
     check(chunks)
-    resampling = prepare({"": score}, data, how, weights)
+    resampling = prepare(criteria, data, how, weights)
     small = sum(fraction <= 0.5 for fraction in fractions)
     first, following = _parts(chunks, fractions, random_orders(chunks, repeats, seed))
     replicates, _ = stacked({f"{number}": part for number, part in enumerate(first + following)})
-    parts: dict[str, list[dict[str, Tensor]]] = {"full": [], "disjoint": []}
+    full: dict[str, list[Agreements]] = {name: [] for name in criteria}
+    disjoint: dict[str, list[Agreements]] = {name: [] for name in criteria}
     for block in resampling.blocks(replicates):
-        every = resampling.block_scores("", block).unflatten(0, (-1, repeats)).transpose(0, 1)
-        one, other = every[:, : len(fractions)], every[:, len(fractions) :]
-        whole = resampling.scores[""][block.layers].expand_as(one)
-        parts["full"].append(_agreement(one, whole, keep, routing))
-        parts["disjoint"].append(_agreement(one[:, :small], other, keep, routing))
+        for name in criteria:
+            every = resampling.block_scores(name, block).unflatten(0, (-1, repeats)).transpose(0, 1)
+            one, other = every[:, : len(fractions)], every[:, len(fractions) :]
+            whole = resampling.scores[name][block.layers].expand_as(one)
+            full[name].append(_agreements(one, whole, keeps, routing))
+            disjoint[name].append(_agreements(one[:, :small], other, keeps, routing))
+        progress(block.chunks[0].count.shape[1])
     tokens = torch.stack([_tokens(part, data) for part in first])
-    full, disjoint = (
-        {measure: torch.cat([part[measure] for part in found], -1).nanmean(-1) for measure in found[0]}
-        for found in parts.values()
-    )
-    return LearningCurve(Curve(tokens, **full), Curve(tokens[:small], **disjoint))
+    return {
+        name: {
+            keep: LearningCurve(_curve(tokens, full[name], keep), _curve(tokens[:small], disjoint[name], keep))
+            for keep in keeps
+        }
+        for name in criteria
+    }
 
 
 def _parts(
@@ -139,18 +147,33 @@ def smallest_budget(curve: Curve, measure: Measure, target: float) -> int | None
     return round(float(curve.tokens[reached[0, 0]])) if len(reached) else None
 
 
-def _agreement(
-    one: Float64[Tensor, "B F l E"], other: Float64[Tensor, "B F l E"], keep: int, routing: Routing
-) -> dict[str, Float64[Tensor, "B F l"]]:
+Agreements = dict[int, dict[str, Tensor]]
+"""By number of experts kept and measure, [B, F, l]."""
+
+
+def _agreements(
+    one: Float64[Tensor, "B F l E"], other: Float64[Tensor, "B F l E"], keeps: Sequence[int], routing: Routing
+) -> Agreements:
     order = places(one, routing), places(other, routing)
-    masks = [kept(place, keep, routing) for place in order]
     whole = Routing(routing.experts, routing.top_k)  # one ranking of all experts, whatever the groups
     ranking = [places(scores, whole).long() for scores in (one, other)]
-    removed = routing.experts - keep
-    return {
-        "jaccard": jaccard(~masks[0], ~masks[1]),
-        "corrected": chance_corrected(masks[0], masks[1]),
-        # The square of the number of experts is held for every list of scores: layer by layer.
-        "tau": torch.stack([kendall_tau(*pair) for pair in zip(one.unbind(2), other.unbind(2), strict=True)], -1),
-        "overlap": rank_biased_overlap(ranking[0], ranking[1], 1 - 1 / max(removed, 2)),
-    }
+    # The square of the number of experts is held for every list of scores: layer by layer.
+    tau = torch.stack([kendall_tau(*pair) for pair in zip(one.unbind(2), other.unbind(2), strict=True)], -1)
+    found = {}
+    for keep in keeps:
+        first, second = (kept(place, keep, routing) for place in order)
+        found[keep] = {
+            "jaccard": jaccard(~first, ~second),
+            "corrected": chance_corrected(first, second),
+            "tau": tau,
+            "overlap": rank_biased_overlap(ranking[0], ranking[1], 1 - 1 / max(routing.experts - keep, 2)),
+        }
+    return found
+
+
+def _curve(tokens: Float64[Tensor, "F"], blocks: Sequence[Agreements], keep: int) -> Curve:
+    """Means over the layers of all blocks."""
+    measures = blocks[0][keep]
+    return Curve(
+        tokens, **{word: torch.cat([block[keep][word] for block in blocks], -1).nanmean(-1) for word in measures}
+    )

@@ -37,7 +37,8 @@ def step(
     Which masks are measured afterwards does not count.
     """
     identity = params.model_dump(mode="json", exclude={"consequence", "criteria", "weights", SEEDS, LENGTHS})
-    identity["criteria"] = {one.name: one.found.options(one.options) for one in params.criteria}
+    # A list: the report describes the first criterion, and keys of a mapping have no order.
+    identity["criteria"] = [[one.name, one.found.options(one.options)] for one in params.criteria]
     identity["corpora"] = list(statistics)
     identity["weights"] = params.weights and [params.weights[name] for name in statistics]
     identity |= {kind: list(observations) for kind, observations in again.items()}
@@ -72,7 +73,7 @@ def audit(step: Step, runtime: Runtime, params: AuditParams, trust_remote_code: 
         design = _design(step, store, params, trust_remote_code)
         for warning in (warned := warnings(data)):
             logger().warning("audit: %s", warning)
-        with progress(step.title, steps(data, design), "part") as done:
+        with progress(step.title, steps(data, design), "layer") as done:
             found = audit(data, design, _again(step, store, params), done)
         content = {
             "format": FORMAT,

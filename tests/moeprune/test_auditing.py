@@ -11,7 +11,7 @@ from moeprune.agreement import chance_corrected
 from moeprune.auditing import ALL, Design, audit, scopes, steps, warnings
 from moeprune.comparing import masks_of
 from moeprune.criteria import frequency, reap, unified
-from moeprune.learning_curve import learning_curve, smallest_budget
+from moeprune.learning_curve import learning_curves, smallest_budget
 from moeprune.routing import Routing
 from moeprune.sensitivity import sensitivity
 
@@ -38,7 +38,8 @@ def test_audit_of_every_scope_is_what_sensitivity_and_the_curve_say(found):
     assert list(scopes(data())) == ["wiki", "code", ALL]
     for scope, corpora in scopes(data()).items():
         expected = sensitivity(corpora, CRITERIA, [6, 4], ROUTING, **OPTIONS)
-        for name, score in CRITERIA.items():
+        curves = learning_curves(CRITERIA, corpora, [6, 4], ROUTING, fractions=(0.25, 0.5, 1.0), repeats=5, seed=3)
+        for name in CRITERIA:
             for ratio, keep in KEEPS.items():
                 mask = expected.criteria[name].masks[keep]
                 rows = found.rows["masks"]
@@ -48,7 +49,7 @@ def test_audit_of_every_scope_is_what_sensitivity_and_the_curve_say(found):
                 where = f"masks/{scope}/{name}/{ratio}"
                 assert torch.equal(found.arrays[f"{where}/probability"], mask.stability.probability)
                 assert torch.equal(found.arrays[f"{where}/kept"], mask.kept)
-                curve = learning_curve(score, corpora, keep, ROUTING, fractions=(0.25, 0.5, 1.0), repeats=5, seed=3)
+                curve = curves[name][keep]
                 assert torch.equal(found.arrays[f"{where}/disjoint.corrected"], curve.disjoint.corrected)
                 assert row["budget_full"] == smallest_budget(curve.full, "corrected", 0.5)
                 assert row["budget_disjoint"] == smallest_budget(curve.disjoint, "corrected", 0.5)

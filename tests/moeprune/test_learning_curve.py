@@ -8,16 +8,21 @@ from scipy.stats import kendalltau
 from synthetic import experts
 
 from moeprune.agreement import chance_corrected, jaccard, rank_biased_overlap
-from moeprune.criteria import reap
+from moeprune.criteria import gate_weighted_ean, reap
 from moeprune.errors import BadInput
-from moeprune.learning_curve import Curve, learning_curve, smallest_budget
+from moeprune.learning_curve import Curve, LearningCurve, learning_curves, smallest_budget
 from moeprune.replicates import random_orders
 from moeprune.resampling import resampled
 from moeprune.routing import Routing
 from moeprune.selection import uniform
 from moeprune.stability import places
+from moeprune.statistics import Statistics
 
 ROUTING = Routing(12, 2)
+
+
+def curve_of(corpora: dict[str, Statistics], keep: int, **how) -> LearningCurve:
+    return learning_curves({"reap": reap.score}, corpora, [keep], ROUTING, **how)["reap"][keep]
 
 
 def mask_of(scores: torch.Tensor, keep: int) -> torch.Tensor:
@@ -27,9 +32,7 @@ def mask_of(scores: torch.Tensor, keep: int) -> torch.Tensor:
 def test_learning_curve_is_what_one_subset_at_a_time_gives():
     one, other = experts(8, 3, 12, 0.5, 1.0, seed=1), experts(5, 3, 12, 0.5, 1.0, seed=2)
     one = replace(one, tokens=torch.arange(8) + 10)
-    found = learning_curve(
-        reap.score, {"one": one, "other": other}, 9, ROUTING, fractions=[0.25, 1.0, 0.5], repeats=6, seed=3
-    )
+    found = curve_of({"one": one, "other": other}, 9, fractions=[0.25, 1.0, 0.5], repeats=6, seed=3)
     orders = random_orders([8, 5], 6, 3)
     whole = reap.score(joint([one, other], [torch.ones(8), torch.ones(5)]))
 
@@ -73,7 +76,7 @@ def joint(corpora, weights):
 
 
 def test_learning_curve_of_noise_rises_with_all_the_data_and_stays_at_chance_between_disjoint_sets():
-    found = learning_curve(reap.score, {"a": experts(32, 30, 12, 0.0, 1.0, seed=1)}, 6, ROUTING, repeats=20)
+    found = curve_of({"a": experts(32, 30, 12, 0.0, 1.0, seed=1)}, 6, repeats=20)
     full, disjoint = found.full.mean("corrected"), found.disjoint.mean("corrected")
     assert (full.diff() > 0).all() and full[-1] > 0.6  # the bias: a subset is part of the whole
     assert disjoint.abs().max() < 0.06
@@ -81,9 +84,23 @@ def test_learning_curve_of_noise_rises_with_all_the_data_and_stays_at_chance_bet
 
 
 def test_learning_curve_of_a_strong_signal_is_high_from_the_start():
-    found = learning_curve(reap.score, {"a": experts(32, 10, 12, 5.0, 0.1, seed=1)}, 6, ROUTING)
+    found = curve_of({"a": experts(32, 10, 12, 5.0, 0.1, seed=1)}, 6)
     assert float(found.disjoint.mean("corrected").min()) > 0.95
     assert smallest_budget(found.disjoint, "corrected", 0.95) == 400  # four of 32 chunks of 100 tokens
+
+
+def test_learning_curves_of_several_criteria_and_sizes_are_those_of_each_by_itself():
+    corpora = {"a": experts(9, 4, 12, 0.5, 1.0, seed=1), "b": experts(6, 4, 12, 0.5, 1.0, seed=2)}
+    criteria = {"reap": reap.score, "gate_weighted_ean": gate_weighted_ean.score}
+    layers: list[int] = []
+    together = learning_curves(criteria, corpora, [6, 9], ROUTING, repeats=4, how="rank", progress=layers.append)
+    assert sum(layers) == 4
+    for name, score in criteria.items():
+        for keep in (6, 9):
+            alone = learning_curves({name: score}, corpora, [keep], ROUTING, repeats=4, how="rank")[name][keep]
+            for which in ("full", "disjoint"):
+                found, expected = vars(getattr(together[name][keep], which)), vars(getattr(alone, which))
+                torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_smallest_budget_is_where_the_curve_stays_above_the_target():
@@ -99,4 +116,4 @@ def test_smallest_budget_is_where_the_curve_stays_above_the_target():
 @pytest.mark.parametrize("fractions", [[], [0.0, 0.5], [0.6, 0.9], [0.5, 1.5]])
 def test_fractions_that_mean_nothing_are_refused(fractions):
     with pytest.raises(BadInput, match="audit: fractions"):
-        learning_curve(reap.score, {"a": experts(8, 1, 12, 1.0, 1.0)}, 6, ROUTING, fractions=fractions)
+        curve_of({"a": experts(8, 1, 12, 1.0, 1.0)}, 6, fractions=fractions)
