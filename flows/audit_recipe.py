@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import yaml
+from pydantic import Field, model_validator
 
 from flows.recipe import Recipe, parse_recipe, read_yaml, validated
 from moeprune.errors import BadInput
@@ -22,7 +23,20 @@ class AuditRecipe(Params):
     observe: ObserveParams = ObserveParams()
     audit: AuditParams
     evaluate: EvaluateParams | None = None
-    runtime: Runtime = Runtime()
+    runtime: Runtime = Field(default_factory=Runtime)
+
+    @model_validator(mode="after")
+    def _together(self) -> "AuditRecipe":
+        if self.audit.consequence and self.evaluate is None:
+            raise BadInput("audit.consequence: nothing says what to measure: add the section evaluate")
+        if self.evaluate is not None and not self.audit.consequence:
+            raise BadInput("evaluate: no mask is to be measured: give audit.consequence, or leave evaluate out")
+        if self.evaluate is not None and self.evaluate.expert_skipping:
+            raise BadInput("evaluate.expert_skipping: an audit applies masks in memory only: set it to false")
+        if self.calibrate.chunks < 2:
+            raise BadInput("calibrate.chunks: a corpus of one chunk cannot be resampled: set it to 32 or more")
+        self.pruning()
+        return self
 
     @property
     def corpora(self) -> list[str]:
@@ -67,17 +81,7 @@ def read_audit(path: Path, changes: tuple[str, ...] = ()) -> AuditRecipe:
         raise BadInput(
             f"{path}: audit: the section is missing: give it criteria and ratios, as in params/audit-demo.yaml"
         )
-    recipe = validated(AuditRecipe, content, str(path))
-    if recipe.audit.consequence and recipe.evaluate is None:
-        raise BadInput(f"{path}: audit.consequence: nothing says what to measure: add the section evaluate")
-    if recipe.evaluate is not None and not recipe.audit.consequence:
-        raise BadInput(f"{path}: evaluate: no mask is to be measured: give audit.consequence, or leave evaluate out")
-    if recipe.evaluate is not None and recipe.evaluate.expert_skipping:
-        raise BadInput(f"{path}: evaluate.expert_skipping: an audit applies masks in memory only: set it to false")
-    if recipe.calibrate.chunks < 2:
-        raise BadInput(f"{path}: calibrate.chunks: a corpus of one chunk cannot be resampled: set it to 32 or more")
-    recipe.pruning()
-    return recipe
+    return validated(AuditRecipe, content, str(path))
 
 
 def to_yaml(recipe: AuditRecipe) -> str:

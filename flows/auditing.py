@@ -12,6 +12,7 @@ from flows.audit_findings import Findings, read_findings
 from flows.audit_recipe import AuditRecipe, to_yaml
 from flows.chain import Sources
 from flows.engine import Engine, push
+from flows.notifying import notify
 from flows.outcome import Outcome, Record
 from flows.preflight import preflight
 from flows.running import quiet
@@ -38,7 +39,7 @@ class AuditOutcome:
     report: Path
 
 
-@flow(name="audit", validate_parameters=True)
+@flow(name="audit", validate_parameters=True, on_failure=[notify], on_crashed=[notify])
 def audit_model(recipe: AuditRecipe, name: str = "audit", report: Path | None = None) -> AuditOutcome:
     """Audit one model: every stage the store does not have is run. The report is written to `report`, too, if given."""
     store = Store(recipe.runtime.store)

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from flows.team_commands import COMMANDS, StoreFolder
 from moeprune.errors import BadInput
 
 app = App(
@@ -22,7 +23,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     version_flags=[],
 )
-runs_app = App(name="runs", help="List runs, or compare two of them pair by pair.")
+runs_app = App(name="runs", help="List runs, compare two of them pair by pair, or say which gc must leave alone.")
 app.command(runs_app)
 
 Changes = Annotated[
@@ -219,7 +220,7 @@ def suites(*, fetch: Annotated[bool, Parameter(negative="", help="Get the local 
 
 
 @runs_app.command(name="list")
-def list_(sweep: str | None = None, /, *, limit: int = 20, store: Path = Path(".moeprune")) -> None:
+def list_(sweep: str | None = None, /, *, limit: int = 20, store: StoreFolder = Path(".moeprune")) -> None:
     """The newest runs and sweeps: what was pruned, how, and what it came to; or the runs of one SWEEP, by its id."""
     from flows import show
     from flows.runs import newest, of_sweep
@@ -228,13 +229,32 @@ def list_(sweep: str | None = None, /, *, limit: int = 20, store: Path = Path(".
 
 
 @runs_app.command
-def compare(first: str, second: str, /, *, store: Path = Path(".moeprune")) -> None:
+def compare(first: str, second: str, /, *, store: StoreFolder = Path(".moeprune")) -> None:
     """Paired differences of the models two runs made, SECOND minus FIRST, and how their recipes and masks differ."""
     from flows import show
     from flows.runs import compare as compare_runs
 
     show.comparison(compare_runs(first, second, store))
 
+
+@runs_app.command
+def keep(run: str, /, *, store: StoreFolder = Path(".moeprune")) -> None:
+    """Have `moeprune gc` leave alone all that RUN needs; of a sweep, all of its runs."""
+    from flows.runs import keep as mark
+
+    print(f"kept: {', '.join(one.id[:8] for one in mark(run, store, True))}")
+
+
+@runs_app.command
+def unkeep(run: str, /, *, store: StoreFolder = Path(".moeprune")) -> None:
+    """Let `moeprune gc` remove what only RUN needs, if the disk budget demands it."""
+    from flows.runs import keep as mark
+
+    print(f"no longer kept: {', '.join(one.id[:8] for one in mark(run, store, False))}")
+
+
+for _command in COMMANDS:
+    app.command(_command)
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from textwrap import wrap
 from typing import Any, Protocol
@@ -40,29 +41,41 @@ class Titled(Protocol):
         ...
 
 
-def figure(plot: Titled, name: str, traces: list[dict[str, Any]], layout: dict[str, Any], below: str = "") -> str:
-    """A plot as HTML: plotly's traces and layout, and more HTML to stand `below` it; drawn by page.js.
+@dataclass(frozen=True)
+class Drawn:
+    """A plot as plotly takes it, and a numbered list to stand below it under its head."""
 
-    Raises ValueError for a value that is no number, and for a key plotly does not know.
-    """
-    from plotly.graph_objects import Figure
+    traces: list[dict[str, Any]]
+    layout: dict[str, Any]
+    head: str = ""
+    below: Sequence[str] = ()
 
-    common = {
-        "template": "none",
-        "margin": {"l": 60, "r": 24, "t": 24, "b": 56},
-        "font": {"family": FONT, "color": "#1a1a1a"},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-    }
-    drawn = Figure(data=traces, layout=common | layout).to_plotly_json()
-    text = json.dumps({"data": drawn["data"], "layout": drawn["layout"]}, ensure_ascii=False, allow_nan=False)
-    text = text.replace("<", "\\u003c")  # no label ends the script
-    note = f"<figcaption>{escape(plot.note)}</figcaption>" if plot.note else ""
-    return (
-        f"<figure{' class=half' if plot.half else ''}><h3>{escape(plot.title)}</h3>\n"
-        f'<div id="{name}" class="plot" role="img" aria-label="{escape(plot.title)}" '
-        f'style="height: {layout["height"]}px"></div>\n'
-        f'<script type="application/json" id="{name}-data">{text}</script>\n{note}{below}</figure>'
-    )
+    def figure(self) -> dict[str, Any]:
+        """Plotly's data and layout. Raises ValueError for a key plotly does not know."""
+        from plotly.graph_objects import Figure
+
+        common = {
+            "template": "none",
+            "margin": {"l": 60, "r": 24, "t": 24, "b": 56},
+            "font": {"family": FONT, "color": "#1a1a1a"},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        }
+        drawn = Figure(data=self.traces, layout=common | self.layout).to_plotly_json()
+        return {"data": drawn["data"], "layout": drawn["layout"]}
+
+    def html(self, plot: Titled, name: str) -> str:
+        """The plot under its title, drawn by page.js. Raises ValueError for a value that is no number."""
+        text = json.dumps(self.figure(), ensure_ascii=False, allow_nan=False)
+        text = text.replace("<", "\\u003c")  # no label ends the script
+        note = f"<figcaption>{escape(plot.note)}</figcaption>" if plot.note else ""
+        items = "".join(f"<li>{escape(one)}</li>" for one in self.below)
+        below = f'<p class="note">{escape(self.head)}</p><ol>{items}</ol>' if self.head else ""
+        return (
+            f"<figure{' class=half' if plot.half else ''}><h3>{escape(plot.title)}</h3>\n"
+            f'<div id="{name}" class="plot" role="img" aria-label="{escape(plot.title)}" '
+            f'style="height: {self.layout["height"]}px"></div>\n'
+            f'<script type="application/json" id="{name}-data">{text}</script>\n{note}{below}</figure>'
+        )
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from html import escape
 from itertools import cycle
 from math import ceil
 
-from flows.page_figure import COLOURS, DASHES, MARKS, axis, figure
+from flows.page_figure import COLOURS, DASHES, MARKS, Drawn, axis
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class LinePlot:
 
     def html(self, name: str) -> str:
         """The plot as HTML, its elements' ids beginning with `name`."""
+        return self.drawn().html(self, name)
+
+    def drawn(self) -> Drawn:
+        """The plot as data."""
         traces = []
         styles = zip(self.lines, cycle(COLOURS), cycle(MARKS), cycle(DASHES), strict=False)
         for line, colour, mark, dash in styles:
@@ -70,4 +74,4 @@ class LinePlot:
             "xaxis": horizontal,
             "yaxis": axis(self.y_title, **({"range": list(self.y_range)} if self.y_range else {})),
         }
-        return figure(self, name, traces, layout)
+        return Drawn(traces, layout)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from flows.page_figure import TALLEST, Values, axis, colour_scale, figure, label_of, lines_of, short
+from flows.page_figure import TALLEST, Drawn, Values, axis, colour_scale, label_of, lines_of, short
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class HeatMap:
 
     def html(self, name: str) -> str:
         """The plot as HTML, its elements' ids beginning with `name`."""
+        return self.drawn().html(self, name)
+
+    def drawn(self) -> Drawn:
+        """The plot as data."""
         widest = max(map(len, self.values))
         rows = [[*map(short, row), *[None] * (widest - len(row))] for row in self.values]
         trace = {
@@ -43,7 +47,7 @@ class HeatMap:
             "xaxis": axis("expert", tickformat="d", showgrid=False),
             "yaxis": axis("layer", type="category", autorange="reversed", showgrid=False),
         }
-        return figure(self, name, [trace], layout)
+        return Drawn([trace], layout)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ class Matrix:
 
     def html(self, name: str) -> str:
         """The plot as HTML, its elements' ids beginning with `name`."""
+        return self.drawn().html(self, name)
+
+    def drawn(self) -> Drawn:
+        """The plot as data."""
         size = 12 if len(self.columns) <= 10 else 9
         rows, columns = list(map(label_of, self.rows)), list(map(label_of, self.columns))
         values = [list(map(short, row)) for row in self.values]
@@ -83,7 +91,7 @@ class Matrix:
             ),
             "yaxis": axis("", type="category", autorange="reversed", showgrid=False, tickfont={"size": size}, dtick=1),
         }
-        return figure(self, name, traces, layout)
+        return Drawn(traces, layout)
 
     def _written(self, rows: list[str], columns: list[str], size: int) -> dict[str, Any]:
         """Every value in its cell, in white on the dark colours."""

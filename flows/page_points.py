@@ -6,7 +6,7 @@ from html import escape
 from itertools import cycle, pairwise
 from typing import Any
 
-from flows.page_figure import COLOURS, MARKS, TALLEST, axis, between, error_bars, figure, label_of, lines_of
+from flows.page_figure import COLOURS, MARKS, TALLEST, Drawn, axis, between, error_bars, label_of, lines_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Intervals:
 
     def html(self, name: str) -> str:
         """The plot as HTML, its elements' ids beginning with `name`."""
+        return self.drawn().html(self, name)
+
+    def drawn(self) -> Drawn:
+        """The plot as data."""
         rows = list(dict.fromkeys(value.row for value in self.values))
         colours = dict(zip(self.groups, cycle(COLOURS), strict=False))
         apart = min(0.18, 0.7 / len(self.groups))  # groups beside, not over one another
@@ -67,7 +71,7 @@ class Intervals:
                 for group, low, high in self.bands
             ],
         }  # fmt: skip
-        return figure(self, name, traces, layout)
+        return Drawn(traces, layout)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,10 @@ class Pareto:
 
     def html(self, name: str) -> str:
         """The plot as HTML, its elements' ids beginning with `name`."""
+        return self.drawn().html(self, name)
+
+    def drawn(self) -> Drawn:
+        """The plot as data."""
         best = front(self.points, self.higher_is_better)
         traces: list[dict[str, Any]] = [{
             "type": "scatter", "mode": "lines", "name": "front", "x": [point.x for point in best],
@@ -124,9 +132,8 @@ class Pareto:
                                  f"<extra>{escape(group)}</extra>",
             })  # fmt: skip
         layout = {"height": 500, "xaxis": axis(self.x_title), "yaxis": axis(self.y_title)}
-        named = "".join(f"<li>{escape(self._told(point))}</li>" for point in best)
-        head = escape(f"Front, filled marks: {self.x_title}; {self.y_title} [interval]")
-        return figure(self, name, traces, layout, f'<p class="note">{head}</p><ol>{named}</ol>')
+        head = f"Front, filled marks: {self.x_title}; {self.y_title} [interval]"
+        return Drawn(traces, layout, head, list(map(self._told, best)))
 
     def _told(self, point: Point) -> str:
         """A point of the front, and how many others might stand in its place."""

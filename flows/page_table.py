@@ -29,6 +29,15 @@ class Column:
     digits: str = "g"
 
 
+def written(cell: Cell, column: Column) -> str:
+    """A cell's text."""
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    measured = cell if isinstance(cell, Measured) else Measured(cell)
+    spread = "" if measured.spread is None else f" ± {format(measured.spread, column.digits.lstrip('+'))}"
+    return f"{format(measured.value, column.digits)}{spread} {measured.remark}".rstrip()
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of cells; None is an empty cell. A column is of numbers if all its cells are, and sorts by them.
@@ -81,11 +90,8 @@ class _Written:
         if isinstance(cell, str):
             return f'<td data-sort="{escape(cell)}"{self._csv(cell, "", "")}>{escape(cell)}</td>'
         measured = cell if isinstance(cell, Measured) else Measured(cell)
-        shown = format(measured.value, self.column.digits)
+        shown = written(cell, self.column)
         spread = "" if measured.spread is None else str(measured.spread)
-        if measured.spread is not None:
-            shown += f" ± {format(measured.spread, self.column.digits.lstrip('+'))}"
-        shown += f" {measured.remark}" if measured.remark else ""
         csv = self._csv(str(measured.value), spread, measured.remark)
         return f'<td{self.kind} data-sort="{measured.value}"{csv}>{escape(shown)}</td>'
 

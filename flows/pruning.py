@@ -7,6 +7,7 @@ from prefect import flow
 
 from flows.chain import Sources, chain
 from flows.engine import Engine, Execute, push, say
+from flows.notifying import notify
 from flows.outcome import Outcome
 from flows.preflight import preflight
 from flows.recipe import Recipe, to_yaml
@@ -15,7 +16,7 @@ from tasks.artifacts import Store
 from tasks.tracking import Tracker
 
 
-@flow(name="prune", validate_parameters=True)
+@flow(name="prune", validate_parameters=True, on_failure=[notify], on_crashed=[notify])
 def prune_model(recipe: Recipe, name: str = "prune") -> Outcome:
     """Prune one model by one recipe: every stage the store does not have is run."""
     store = Store(recipe.runtime.store)

@@ -33,7 +33,7 @@ def sweep_once(content: dict[str, Any], path: Path, max_parallel: int = 1) -> Sw
     store = grid.store_of(recipes)
     Tracker(store).check()
     grid.check(recipes, store)
-    state: Any = prune_models(recipes, path.stem, max_parallel, return_state=True)
+    state: Any = prune_models(content, path.stem, max_parallel, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         raise result

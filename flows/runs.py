@@ -10,7 +10,7 @@ from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from tasks import comparison
 from tasks.artifacts import Store
-from tasks.tracked import Record
+from tasks.tracked import KEPT, Record
 from tasks.tracking import Tracker
 
 
@@ -33,6 +33,21 @@ def newest(limit: int, store: Path) -> list[Record]:
 def of_sweep(sweep: str, store: Path) -> list[Record]:
     """The runs of a sweep, by its id or the beginning of it, the first first."""
     return list(Tracker(Store(store)).find_sweep(sweep).children)
+
+
+def keep(prefix: str, store: Path, kept: bool) -> list[Record]:
+    """Have gc leave alone all that a run, or every run of a sweep, needs; or no longer. Returns these runs."""
+    tracker = Tracker(Store(store))
+    try:
+        runs = [tracker.find_run(prefix)]
+    except BadInput as error:
+        try:
+            runs = list(tracker.find_sweep(prefix).children)
+        except BadInput:
+            raise error from None
+    for run in runs:
+        tracker.tag(run.id, KEPT, "true" if kept else None)
+    return runs
 
 
 def compare(first: str, second: str, store: Path) -> Comparison:

@@ -15,6 +15,7 @@ from pydantic import Field
 from flows import grid
 from flows.chain import Sources
 from flows.engine import Execute, here, push, say
+from flows.notifying import notify
 from flows.outcome import Entry, Outcome, Record, Sweep
 from flows.pruning import Among, run_recipe
 from flows.recipe import Recipe
@@ -27,19 +28,20 @@ from tasks.recording import Run
 from tasks.tracking import Tracker
 
 
-@flow(name="sweep", validate_parameters=True)
-def prune_models(recipes: list[Recipe], name: str = "sweep", max_parallel: Annotated[int, Field(ge=1)] = 1) -> Any:
-    """Run recipes, at most `max_parallel` at once; what several of them share is made once.
+@flow(name="sweep", validate_parameters=True, on_failure=[notify], on_crashed=[notify])
+def prune_models(recipe: dict[str, Any], name: str = "sweep", max_parallel: Annotated[int, Field(ge=1)] = 1) -> Any:
+    """Run a recipe that has lists where it could have single values, every combination; what they share is made once.
 
     Returns a Sweep. One recipe that fails does not keep the others from running: the flow run then ends as Failed,
     with its Sweep as data. A sweep that did not come to its end goes on in the tracker's run where it was left.
     """
+    recipes = grid.recipes_of(recipe, name)
     store = grid.store_of(recipes)
     tracker = Tracker(store)
     tracker.check()
     jobs = [
-        Job(number, recipe, sources, walk(recipe, sources, store))
-        for number, (recipe, sources) in enumerate(zip(recipes, grid.check(recipes, store), strict=True), 1)
+        Job(number, one, sources, walk(one, sources, store))
+        for number, (one, sources) in enumerate(zip(recipes, grid.check(recipes, store), strict=True), 1)
     ]
     origins = {"store": str(store.root.absolute()), "recipes": [job.walk.origin for job in jobs]}
     with tracker.sweep(name, key_of("sweep", name, origins, {}), grid.axes(recipes), grid.to_yaml(recipes)) as parent:

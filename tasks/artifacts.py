@@ -9,8 +9,8 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -18,11 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from prefect import get_run_logger, task
 from prefect import runtime as prefect_runtime
 from prefect.exceptions import MissingContextError
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from moeprune.checkpoint import digest_of, sha256
 from moeprune.errors import BadInput
@@ -33,9 +33,18 @@ LIBRARIES = ("torch", "transformers", "safetensors", "prefect", "mlflow", "dvc",
 
 
 class Params(BaseModel):
-    """A section of a recipe: unknown keys are errors, values do not change."""
+    """A section of a recipe: unknown keys are errors, values do not change; docstrings of keys are shown in forms."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def offering(words: Callable[[], Iterable[str]]) -> Callable[[dict[str, Any]], None]:
+    """For a key's `json_schema_extra`: forms offer these words. What is wrong with others, the params class says."""
+
+    def offer(schema: dict[str, Any]) -> None:
+        schema["enum"] = list(words())
+
+    return offer
 
 
 class Runtime(Params):
@@ -47,8 +56,8 @@ class Runtime(Params):
     """Sequences in a forward pass."""
     threads: int | None = None
     """CPU threads of torch; null: torch decides."""
-    store: Path = Path(".moeprune")
-    """Folder of results, relative to the working directory."""
+    store: Path = Field(default_factory=lambda: Path(os.environ.get("MOEPRUNE_STORE", ".moeprune")))
+    """Folder of results, relative to the working directory; else MOEPRUNE_STORE of the environment, else .moeprune."""
 
 
 class Artifact(BaseModel):
@@ -133,26 +142,60 @@ class Store:
             return None
         artifact = Artifact(stage=step.stage, key=step.key, digest="")
         folder = self.folder(artifact)
-        if not folder.is_dir():
+        if not self.touch(artifact):
             return None
-        if fault := self._fault(folder):
+        if fault := self.fault(folder):
             logger().warning("%s: %s in the store: it is made again", step.title, fault)
             shutil.rmtree(folder)
             return None
         return artifact.model_copy(update={"digest": self.manifest(artifact)["digest"]})
 
-    def _fault(self, folder: Path) -> str | None:
+    def touch(self, artifact: Artifact) -> bool:
+        """Note that an artifact is used now, which keeps `collecting` from it; False if it is not there."""
+        folder = self.folder(artifact)
+        if not folder.is_dir():
+            return False
+        with self.lock("collecting"):
+            if not folder.is_dir():
+                return False
+            with suppress(OSError):  # without manifest, or somebody else's
+                os.utime(folder / MANIFEST)
+        return True
+
+    def fault(self, folder: Path, hash_of: Callable[[Path], str] | None = None) -> str | None:
+        """What of a result's folder is not as its manifest says; None if all is. Files are hashed by `hash_of`."""
         try:
-            files = json.loads((folder / MANIFEST).read_text())["files"]
+            manifest = json.loads((folder / MANIFEST).read_text())
+            files, digest = manifest["files"], manifest["digest"]
         except (OSError, ValueError, KeyError):
             return f"{MANIFEST} is missing or damaged"
+        if digest_of({name: file["sha256"] for name, file in files.items()}) != digest:
+            return f"{MANIFEST} is not what was written"
         for name, expected in files.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"] or self.hash_of(path) != expected["sha256"]:
+            if path.stat().st_size != expected["bytes"] or (hash_of or self.hash_of)(path) != expected["sha256"]:
                 return f"{name} is not what was written"
         return None
+
+    def adopt(self, building: Path, manifest: dict[str, Any]) -> Artifact:
+        """Put a folder on the store's disk into its place, as the result that `manifest` is of.
+
+        To be called with the result's lock held. Raises ValueError if a file is not what the manifest says.
+        """
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        if fault := self.fault(building):
+            raise ValueError(fault)
+        artifact = Artifact(stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"])
+        target = self.folder(artifact)
+        for path in building.iterdir():
+            sync(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)  # what was there is not the result
+        building.rename(target)
+        sync(target.parent)
+        return artifact
 
     def produce(self, step: Step, runtime: Runtime, build: Callable[[Path], dict[str, Any]]) -> Artifact:
         """The step's result: what the store has, or what `build` writes into the folder it is given.
@@ -197,11 +240,7 @@ class Store:
                     "peak_memory_bytes": peak.bytes,
                 },
             }
-            (building / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            for path in building.iterdir():
-                sync(path)
-            building.rename(target)
-            sync(target.parent)
+            self.adopt(building, manifest)
             shutil.rmtree(self.root / "partial" / f"{step.stage}-{step.key}", ignore_errors=True)
             return artifact.model_copy(update={"digest": digest})
 
@@ -226,6 +265,22 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
             yield
+
+    @contextmanager
+    def try_lock(self, name: str) -> Iterator[bool]:
+        """Whether the lock was free; if so, it is held meanwhile."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def check_space(self, needed: int) -> None:
         """Raise BadInput if the store's disk has not that many bytes free."""

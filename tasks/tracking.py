@@ -1,4 +1,4 @@
-"""MLflow remembers what was run: numbers, lineage and the models. It is imported here and in `recording` only.
+"""MLflow remembers what was run: numbers, lineage and the models. Only this, `recording` and `registry` import it.
 
 One parent run per run of a recipe and one child per stage and thing worked on; the runs of a sweep's recipes are
 children of a run of their own. Runs are addressed by id, never through MLflow's notion of an active run, so that
@@ -8,9 +8,11 @@ threads and nested flows cannot mix them up.
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 # Before the import, which reads them: no telemetry, no links on stdout (it is for `--json`), no migration log.
@@ -18,8 +20,10 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,7 +32,8 @@ from tasks.artifacts import Store
 from tasks.processes import is_alive, place, process
 from tasks.reachable import check_database, impatient, without_password
 from tasks.recording import PARENT, Run
-from tasks.tracked import Record, record_of, short
+from tasks.taking_turns import alone
+from tasks.tracked import LoggedModel, Record, record_of, short
 
 logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # if somebody imported it before us
 
@@ -56,10 +61,24 @@ class Tracker:
             )
             raise BadInput(f"MLflow at {without_password(self.uri)} cannot be used ({reason}): {remedy}") from error
 
+    def check_artifacts(self) -> str:
+        """Where files of new runs are kept. Raises BadInput within seconds if that place cannot be asked."""
+        place = str(self._client.get_experiment(self._experiment_id).artifact_location)
+        try:
+            with impatient():
+                get_artifact_repository(place, tracking_uri=self.uri).list_artifacts()
+        except Exception as error:  # stores of files fail in as many ways as there are clouds
+            reason = " ".join(str(error).split())[:300]
+            raise BadInput(
+                f"MLflow's files at {place} cannot be listed ({reason}): start the store that MLflow's server puts "
+                "them in, or mend the server's MLFLOW_S3_ENDPOINT_URL and keys"
+            ) from error
+        return place
+
     @cached_property
     def _client(self) -> MlflowClient:
         self.store.root.mkdir(parents=True, exist_ok=True)
-        with self.store.lock("mlflow"):  # processes that make the same new database get in each other's way
+        with alone(self.store, self.uri, "mlflow"):  # who make the same new database get in each other's way
             client = MlflowClient(tracking_uri=self.uri)
             client.search_experiments(max_results=1)
         return client
@@ -67,13 +86,19 @@ class Tracker:
     @cached_property
     def _experiment_id(self) -> str:
         client = self._client
-        with self.store.lock("mlflow"):
+        with alone(self.store, self.uri, "mlflow"):
             found = client.get_experiment_by_name(self.experiment)
             if found is None:
                 # A server knows where its artifacts go. Without one MLflow would put them into the working directory.
                 served = self.uri.startswith(("http", "databricks"))
                 folder = None if served else (self.store.root.absolute() / "mlruns").as_uri()
-                return str(client.create_experiment(self.experiment, artifact_location=folder))
+                try:
+                    return str(client.create_experiment(self.experiment, artifact_location=folder))
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    found = client.get_experiment_by_name(self.experiment)  # made by somebody with another store
+                    assert found is not None
         if found.lifecycle_stage != "active":
             raise BadInput(
                 f"MLflow experiment '{self.experiment}' is deleted: bring it back with `mlflow experiments "
@@ -110,7 +135,7 @@ class Tracker:
         The latest sweep with this key goes on if it was killed or failed; else a new one begins. `recipes` is the
         resolved YAML of them all, kept as recipes.yaml.
         """
-        with self.store.lock("mlflow-sweeps"):
+        with alone(self.store, self.uri, "mlflow-sweeps"):
             self._close_stale()
             latest = self._search(f"tags.role = 'sweep' AND tags.sweep_key = '{key}'", 1)
             again = bool(latest) and latest[0].info.status in ("KILLED", "FAILED")
@@ -149,7 +174,8 @@ class Tracker:
 
     def list_runs(self, limit: int = 20) -> list[Record]:
         """The latest runs and sweeps, newest first; the runs of a sweep are its children."""
-        return [record_of(found) for found in self._search(f"tags.role != 'stage' AND tags.`{PARENT}` IS NULL", limit)]
+        apart = f"tags.role != 'stage' AND tags.role != 'page' AND tags.`{PARENT}` IS NULL"
+        return [record_of(found) for found in self._search(apart, limit)]
 
     def find_run(self, prefix: str) -> Record:
         """The run with its stages whose id begins like that. Raises BadInput unless there is exactly one."""
@@ -172,12 +198,16 @@ class Tracker:
             what = (
                 f"fits {', '.join(run.info.run_id for run in found)}: give more of it"
                 if found
-                else (f"is not in {without_password(self.uri)}: `moeprune runs list` lists those that are")
+                else (
+                    f"is not in {without_password(self.uri)}: `moeprune runs list` lists those that are; set "
+                    "MLFLOW_TRACKING_URI if it is on record elsewhere"
+                )
             )
             raise BadInput(f"{role} '{prefix}' {what}")
-        children = self._search(f"tags.`{PARENT}` = '{found[0].info.run_id}'", 10_000, "attributes.start_time ASC")
-        ordered = sorted(children, key=lambda child: int(child.data.tags.get("order", 0)))
-        return record_of(found[0], tuple(record_of(child) for child in ordered))
+        return record_of(found[0], self._children(found[0]))
+
+    def _children(self, run: Any) -> tuple[Record, ...]:
+        return _in_order(self._search(f"tags.`{PARENT}` = '{run.info.run_id}'", 10_000, "attributes.start_time ASC"))
 
     def runs_with_dataset(self, md5: str) -> list[Record]:
         """The runs that used the corpus with this md5 (DVC's), newest first."""
@@ -185,8 +215,89 @@ class Tracker:
             raise BadInput(f"'{md5}' is no md5 of DVC: data.dvc and `moeprune runs` name them")
         return [record_of(found) for found in self._search(f"tags.role = 'run' AND datasets.digest = '{md5}'", 10_000)]
 
+    def runs_with_stages(self, since: datetime | None = None) -> list[Record]:
+        """All runs of recipes and audits, those of sweeps too, newest first; `since`: begun then or later."""
+        begun = f" AND attributes.start_time >= {int(since.timestamp() * 1000)}" if since else ""
+        runs = self._search_all(f"tags.role = 'run'{begun}")
+        if since:  # few; and a stage that another process made may have begun before its run
+            return [record_of(run, self._children(run)) for run in runs]
+        children: dict[str, list[Any]] = {}
+        for child in self._search_all("tags.role = 'stage'"):
+            children.setdefault(child.data.tags[PARENT], []).append(child)
+        return [record_of(run, _in_order(children.get(run.info.run_id, []))) for run in runs]
+
+    def under_way(self) -> list[Record]:
+        """Runs and sweeps that have not come to their end; one of another machine may have died without a word."""
+        found = self._search_all("tags.role != 'stage' AND attributes.status = 'RUNNING'")
+        here = place()
+        return [
+            record_of(run)
+            for run in found
+            if run.data.tags.get("place") != here or is_alive(run.data.tags.get("process", ""))
+        ]
+
+    def models(self) -> list[LoggedModel]:
+        """All models that runs read or made."""
+        found = _pages(lambda page: self._client.search_logged_models([self._experiment_id], page_token=page))
+        return [
+            LoggedModel(
+                id=str(model.model_id),
+                name=model.name,
+                kind=model.tags["kind"],
+                digest=model.params["sha256"],
+                run=str(model.source_run_id),
+                params=dict(model.params),
+            )
+            for model in found
+            if "sha256" in model.params
+        ]
+
+    def files(self, run_id: str) -> list[str]:
+        """Names of the small files that are kept with a run or a stage."""
+        try:
+            return [file.path for file in self._client.list_artifacts(run_id) if not file.is_dir]
+        except Exception:  # artifact stores fail in as many ways as there are clouds
+            return []
+
+    def fetch(self, run_id: str, name: str, folder: Path) -> Path | None:
+        """Bring a small file of a run or a stage into `folder`; None if it is not to be had."""
+        try:
+            return Path(self._client.download_artifacts(run_id, name, str(folder)))
+        except Exception:  # artifact stores fail in as many ways as there are clouds
+            return None
+
+    def keep_page(self, path: Path, name: str) -> str:
+        """Keep a page that is about many runs with a run of its own, of role `page`; returns that run's id.
+
+        There is one such run of each name; a page of the same file name takes the place of the one before.
+        """
+        with self.store.lock("mlflow-pages"):
+            found = self._search(f"tags.role = 'page' AND attributes.run_name = '{name}'", 1)
+            run = self._run(found[0]) if found else self._begin(name, {"role": "page"})
+            run.log_file(path)
+            self._client.set_terminated(run.id, "FINISHED")
+        return run.id
+
+    def tag(self, run_id: str, name: str, value: str | None) -> None:
+        """Set a tag of a run; None takes it away."""
+        if value is not None:
+            self._client.set_tag(run_id, name, value)
+        elif name in self._client.get_run(run_id).data.tags:
+            self._client.delete_tag(run_id, name)
+
     def _search(self, filter_string: str, limit: int, order: str = "attributes.start_time DESC") -> list[Any]:
         return list(self._client.search_runs([self._experiment_id], filter_string, max_results=limit, order_by=[order]))
+
+    def _search_all(self, filter_string: str) -> list[Any]:
+        return _pages(
+            lambda page: self._client.search_runs(
+                [self._experiment_id],
+                filter_string,
+                max_results=10_000,
+                order_by=["attributes.start_time DESC"],
+                page_token=page,
+            )
+        )
 
     def _close_stale(self) -> None:
         """Mark as KILLED what processes of this place, now gone, left RUNNING: sweeps, runs and their stages."""
@@ -197,6 +308,21 @@ class Tracker:
             for child in self._search(children, 10_000):
                 self._client.set_terminated(child.info.run_id, "KILLED")
             self._client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _in_order(children: list[Any]) -> tuple[Record, ...]:
+    ordered = sorted(children, key=lambda child: int(child.data.tags.get("order", 0)))
+    return tuple(record_of(child) for child in ordered)
+
+
+def _pages(search: Callable[[str | None], Any]) -> list[Any]:
+    """All that a search finds, page by page."""
+    page = search(None)
+    found = list(page)
+    while page.token:
+        page = search(page.token)
+        found += page
+    return found
 
 
 def _owner() -> dict[str, str]:

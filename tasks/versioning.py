@@ -9,12 +9,13 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dvc.exceptions import DvcException
+from dvc.fs import FileSystem
 from dvc.lock import LockError
 from dvc.output import Output
 from dvc.repo import Repo, lock_repo
@@ -26,6 +27,7 @@ from dvc_objects.errors import ObjectFormatError
 from filelock import FileLock
 
 from moeprune.errors import BadInput
+from tasks.reachable import check_address
 
 DATA = "data"
 RECORD = "data.dvc"
@@ -115,21 +117,96 @@ def restore(md5: str, project: Path) -> Path:
         return target
 
 
+def where(md5s: Iterable[str], project: Path, read: bool = False) -> dict[str, str | None]:
+    """Where each of these objects is to be had: in the "cache", in the remote of that name, or nowhere; fetches none.
+
+    What is in the cache is hashed. A remote is asked for names only, unless its objects are to be `read` and hashed.
+    """
+    with _repository(project) as repo:
+        found = {md5: "cache" if _cached(repo, md5) else None for md5 in md5s}
+        for remote in _remotes(repo):
+            wanted = [md5 for md5, place in found.items() if place is None]
+            if wanted:
+                found |= dict.fromkeys(_held(repo, remote, wanted, read), remote)
+        return found
+
+
+def _held(repo: Repo, remote: str, md5s: list[str], read: bool) -> list[str]:
+    try:
+        objects = repo.cloud.get_remote_odb(remote, "status")
+        held = list(objects.oids_exist(md5s))
+        if not read:
+            return held
+        return [md5 for md5 in held if hash_file(objects.get(md5).path, objects.fs, "md5")[1].value == md5]
+    except Exception as error:  # a remote fails in as many ways as there are clouds; the next one may have it
+        logging.getLogger("moeprune").warning("DVC remote '%s': %s", remote, error)
+        return []
+
+
 def push(project: Path) -> bool:
     """Push what `data.dvc` lists to the team's remote. False: the team has set none, so nothing was done."""
     with _repository(project) as repo:
-        remote = repo.config["core"].get("remote")
+        remote = _team_remote(repo)
         if remote is None or _output(repo) is None:
-            return False
-        url = repo.config["remote"][remote]["url"]
-        if Path(url).resolve() == Path(repo.root_dir, SHIPPED).resolve():
             return False
         _fill_cache(repo)
         try:
             repo.push(targets=[str(Path(repo.root_dir, RECORD))])
         except Exception as error:  # a remote fails in as many ways as there are clouds
+            url = repo.config["remote"][remote]["url"]
             raise BadInput(f"DVC remote '{remote}' ({url}): {error}: check it with `dvc push`") from error
         return True
+
+
+def reach(project: Path) -> str | None:
+    """The address of the team's remote; None if the team has set none. Raises BadInput if it cannot be used.
+
+    Nothing is written, and no lock is waited for.
+    """
+    with Repo(str(project), config={"core": QUIET}) as repo:
+        remote = _team_remote(repo)
+        if remote is None:
+            return None
+        settings = repo.config["remote"][remote]
+        try:
+            if address := _endpoint(settings):
+                check_address(address)  # clients of clouds try for minutes
+            objects = repo.cloud.get_remote_odb(remote)
+            _check_root(objects.fs, objects.path)
+        except Exception as error:  # a remote fails in as many ways as there are clouds
+            reason = " ".join(str(error).split()) or type(error).__name__
+            mend = "mend its address (`dvc remote modify`), the keys in the environment, or that server"
+            raise BadInput(f"DVC remote '{remote}' ({settings['url']}): {reason}: {mend}") from error
+        return str(settings["url"])
+
+
+def _endpoint(settings: dict[str, str]) -> str | None:
+    """Where a remote's server is, if it is not the cloud's own."""
+    if settings["url"].startswith("s3://"):
+        named = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+        return settings.get("endpointurl") or next(filter(None, named), None)
+    return settings["url"] if settings["url"].startswith("http") else None
+
+
+def _check_root(fs: FileSystem, path: str) -> None:
+    """Raise OSError if nothing can be put there; what clouds call folders are not there before their first file."""
+    if fs.exists(path):
+        return
+    if fs.protocol == "local":
+        above = next(folder for folder in Path(path).parents if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise PermissionError(f"nothing can be put into {above}")
+    elif "/" in path and not fs.exists(path.split("/")[0]):
+        raise FileNotFoundError(f"there is no bucket '{path.split('/')[0]}'")
+
+
+def _team_remote(repo: Repo) -> str | None:
+    """The remote that is pushed to, if a team has set one."""
+    remote: str | None = repo.config["core"].get("remote")
+    if remote is None:
+        return None
+    shipped = Path(repo.root_dir, SHIPPED).resolve()
+    return None if Path(repo.config["remote"][remote]["url"]).resolve() == shipped else remote
 
 
 def changed(project: Path) -> bool:
@@ -276,6 +353,7 @@ def _fetch(repo: Repo, md5s: list[str]) -> list[str]:
     for remote in _remotes(repo):
         if not missing:
             break
+        repo.config["remote"][remote]["verify"] = True  # else DVC takes whatever bytes a remote has under the name
         try:
             repo.cloud.pull([HashInfo("md5", md5) for md5 in missing], remote=remote)
         except Exception as error:  # a remote fails in as many ways as there are clouds; the next one may have it

@@ -13,6 +13,11 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="moeprune-modules-")  #
 
 import pytest
 import torch
+from servers import cluster as cluster
+from servers import mlflow_url as mlflow_url
+from servers import prefect_url as prefect_url
+from servers import storage as storage
+from servers import team as team
 from transformers.utils import logging
 
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other

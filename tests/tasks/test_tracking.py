@@ -57,6 +57,7 @@ def manifest(key: str = "k1", started: str = "2026-01-02T03:04:05+00:00", **fact
         "digest": f"digest-{key}",
         "params": {"tokens": 32768, "corpus": {"name": "wiki", "field": None}},
         "facts": facts,
+        "inputs": {},
         "producer": {
             "flow_run": "flow-1",
             "git_commit": "c0ffee",

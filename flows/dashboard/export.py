@@ -1,0 +1,127 @@
+"""The dashboard as one self-contained HTML file, kept in the tracker, too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.dashboard import comparing
+from flows.dashboard.audits import audits, overview
+from flows.dashboard.details import details, manifest, told
+from flows.dashboard.graph import graph_of
+from flows.dashboard.index import Entry
+from flows.dashboard.living import Living
+from flows.dashboard.picture import Picture, Told
+from flows.dashboard.serving import open_tracker
+from flows.page_table import Cell
+from flows.pages import Column, Measured, Page, Paragraph, Part, Section, Table
+from moeprune.errors import BadInput
+from tasks.artifacts import Store
+
+DRAWN = 6
+"""Newest runs drawn and compared where none is named."""
+PATIENCE = 120.0
+"""Seconds for holding results against their recipes."""
+NAME = "lineage"
+"""Of the run in the tracker that keeps the file."""
+
+
+def export(path: Path, runs: Sequence[str], store: Path) -> str:
+    """Write the file, keep it in the tracker, and return the id of the run that has it there.
+
+    `runs`, ids or their beginnings, are drawn and compared; none: the newest. Raises BadInput for a run that is not
+    there, and where nothing has been recorded.
+    """
+    if path.suffix != ".html":
+        raise BadInput(f"--export {path}: a page is an HTML file: give a name that ends in .html")
+    living = Living(open_tracker(store), Store(store), Path.cwd())
+    living.read()
+    chosen = _chosen(living, runs)
+    living.ask([entry.id for entry in reversed(chosen)])
+    living.check(PATIENCE)
+    page_of(living, chosen).write(path)
+    return living.tracker.keep_page(path, NAME)
+
+
+def _chosen(living: Living, runs: Sequence[str]) -> list[Entry]:
+    entries = list(living.index.entries.values())
+    if not entries:
+        raise BadInput("--export: the tracker has no run yet: `moeprune run params/demo.yaml` makes one")
+    if not runs:
+        return [one for one in entries if not one.audit][:DRAWN] or entries[:1]
+    found = []
+    for run in runs:
+        fitting = [one for one in entries if one.id.startswith(run)]
+        if len(fitting) != 1:
+            raise BadInput(f"--run {run}: {len(fitting)} runs begin like that: `moeprune runs list` lists them")
+        found += fitting
+    return found
+
+
+def page_of(living: Living, chosen: Sequence[Entry]) -> Page:
+    """The page; `chosen` runs are drawn and compared, all are listed."""
+    index, marks = living.index, living.marks
+    entries = list(index.entries.values())
+    nodes = index.graph([entry.id for entry in chosen])
+    measured = comparing.measures(chosen) or comparing.measures(entries)
+    every = comparing.overview(entries, measured[0]) if measured else []
+    compared = comparing.comparison(chosen, measured[0], living.tracker)[1:] if measured else []
+    checked = f"; {living.unchecked} runs were not checked for stale results" if living.unchecked else ""
+    names = ", ".join(f"{entry.lineage.run.name} ({entry.id[:8]})" for entry in chosen)
+    return Page(
+        "Lineage",
+        f"{len(entries):,} runs with {len(index.nodes):,} results. Drawn and compared: {names}.\n"
+        f"{len(marks.stale):,} results are stale: their recipes would come to others now. "
+        f"{sum(map(marks.missing, index.nodes)):,} are missing: neither the store nor DVC has them{checked}.",
+        [
+            Section("Graph", [Picture(graph_of(nodes), marks)]),
+            Section("Stale and missing", [_wrong(living)]),
+            *every,
+            *compared,
+            Section("Runs", [_runs(entries)]),
+            *([Section("Audits", [overview(audits(index))])] if audits(index) else []),
+            Section("Results", [_told(living, list(nodes))]),
+        ],
+        f"Made by `moeprune dashboard --export` on {index.read:%Y-%m-%d at %H:%M} UTC.",
+    )
+
+
+def _told(living: Living, paths: Sequence[str]) -> Part:
+    return Told([(details(path, living.index, living.marks), _manifest(living, path)) for path in paths])
+
+
+def _manifest(living: Living, path: str) -> dict[str, object] | None:
+    try:
+        return manifest(living.index.nodes[path], living.tracker)
+    except BadInput:
+        return None
+
+
+def _wrong(living: Living) -> Part:
+    nodes, marks = living.index.nodes, living.marks
+    rows: list[list[Cell]] = [
+        [nodes[path].label, nodes[path].stage.digest[:8], path[:20], "; ".join(said)]
+        for path in nodes
+        if (said := told(path, marks))
+    ]
+    columns = [Column("result"), Column("digest"), Column("place in the store"), Column("what is wrong")]
+    return Table("Stale and missing results", columns, rows, "wrong.csv") if rows else Paragraph("None is known.")
+
+
+def _runs(entries: Sequence[Entry]) -> Part:
+    rows: list[list[Cell]] = [
+        [
+            f"{entry.lineage.run.start:%Y-%m-%d %H:%M}", f"{entry.lineage.run.name} ({entry.id[:8]})",
+            entry.method, entry.budget, ", ".join(entry.corpora), _change(entry),
+            comparing.weights(entry, entry.final), entry.lineage.run.status.lower(),
+        ]
+        for entry in entries
+    ]  # fmt: skip
+    columns = [
+        Column("began (UTC)"), Column("run"), Column("criterion"), Column("removed or kept"), Column("corpora"),
+        Column("change of the first measure", "+.3f"), Column("memory (MB)", ".4g"), Column("state"),
+    ]  # fmt: skip
+    return Table("All runs, newest first", columns, rows, "runs.csv")
+
+
+def _change(entry: Entry) -> Measured | None:
+    names = comparing.measures([entry], comparing.delta(entry))
+    return comparing.measured(entry, comparing.delta(entry) + names[0]) if names else None

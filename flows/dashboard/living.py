@@ -1,0 +1,150 @@
+"""The index and the marks kept up to date in the background while pages are looked at."""
+
+import logging
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event, Lock, Thread
+from time import monotonic
+
+from flows.dashboard.index import Index
+from flows.dashboard.marks import Marks, places
+from moeprune.errors import BadInput
+from tasks.artifacts import Store
+from tasks.lineage import read_lineages, recipe_text
+from tasks.registry import Registry
+from tasks.tracking import Tracker
+
+FIRST = 30
+"""Newest runs and sweeps read first, so that there is something to look at."""
+AGAIN = 10.0
+"""Seconds between looks for new runs."""
+WHOLE = 600.0
+"""Seconds after which everything is read and checked again: tags, code, sources and files may have changed."""
+OPEN = timedelta(days=2)
+"""How long a run that has not ended is read again and again; by then its process is gone."""
+
+
+class Living:
+    """What pages read: `index` and `marks` are replaced as a whole, never changed, so that readers need no lock."""
+
+    def __init__(self, tracker: Tracker, store: Store, project: Path) -> None:
+        self.tracker, self.store, self.project = tracker, store, project
+        self.index = Index()
+        self.marks = Marks()
+        self.registered: dict[str, tuple[str, ...]] = {}
+        """What models are called in the registry, with their aliases, by their digests."""
+        self.whole = False
+        """Whether all runs have been read."""
+        self.trouble = ""
+        """Why the last look at the tracker failed; empty if it did not."""
+        self._waiting: deque[str] = deque()
+        self._lock = Lock()
+        self._wake = Event()
+        self._ended = False
+        self._all_read = -WHOLE
+
+    def start(self) -> None:
+        """Keep it up to date until `stop`."""
+        Thread(target=self._run, name="dashboard", daemon=True).start()
+
+    def stop(self) -> None:
+        """Come to an end after what is being done."""
+        self._ended = True
+        self._wake.set()
+
+    def refresh(self) -> None:
+        """Read and check everything again, soon."""
+        self._all_read = -WHOLE
+        self._wake.set()
+
+    def ask(self, runs: Iterable[str]) -> None:
+        """Check the results of these runs before others."""
+        with self._lock:
+            for run in runs:
+                if run in self._waiting:
+                    self._waiting.remove(run)
+                    self._waiting.appendleft(run)
+
+    @property
+    def unchecked(self) -> int:
+        """Runs whose results have not been held against their recipes yet."""
+        return len(self._waiting)
+
+    def read(self) -> None:
+        """Read the tracker: the newest runs first, then all; later what is new or not ended."""
+        now = datetime.now(UTC)
+        if monotonic() - self._all_read >= WHOLE:
+            self._all_read = monotonic()
+            if not self.whole and len(newest := self.tracker.list_runs(FIRST)) == FIRST:
+                self._add(Index.of(read_lineages(self.tracker, newest[-1].start), now))
+            self._add(Index.of(read_lineages(self.tracker), now))
+            self.registered = _registered(Registry(self.tracker))
+            self.whole = True
+            self.marks = replace(self.marks, places={})
+            with self._lock:
+                self._waiting = deque(self.index.entries)
+        else:
+            runs = [entry.lineage.run for entry in self.index.entries.values()]
+            opened = [run.start for run in runs if run.status == "RUNNING" and run.start > now - OPEN]
+            since = min([*opened, *(run.start for run in runs[:1])], default=None)
+            known = self.index.entries.keys()
+            self._add(updated := self.index.updated(read_lineages(self.tracker, since), now))
+            with self._lock:
+                self._waiting.extendleft(updated.entries.keys() - known)
+
+    def _add(self, index: Index) -> None:
+        _ = index.nodes, index.read_by, [entry.words for entry in index.entries.values()]  # not while a page waits
+        self.index = index
+
+    def check(self, seconds: float = AGAIN) -> None:
+        """Look where bytes are, and hold runs against their recipes, for about so long."""
+        until = monotonic() + seconds
+        unplaced = [node for path, node in self.index.nodes.items() if path not in self.marks.places]
+        if unplaced:
+            found = places(unplaced, self.store, self.project)
+            self.marks = replace(self.marks, places={**self.marks.places, **found})
+        while self._waiting and monotonic() < until and not self._ended:
+            with self._lock:
+                run = self._waiting.popleft()
+            if run in self.index.entries:
+                self._hold(run)
+
+    def _hold(self, run: str) -> None:
+        from flows.dashboard.holding import Stale, stale
+
+        lineage = self.index.entries[run].lineage
+        try:
+            found = stale(lineage, recipe_text(self.tracker, run), self.store)
+        except BadInput as error:
+            found = Stale(unknown=str(error))
+        # Runs share results: the newest says whether one is stale.
+        own = [one.path for one in lineage.stages if self.index.nodes[one.path].uses[0].run == run]
+        reasons = {path: why for path, why in self.marks.stale.items() if path not in own}
+        unknown = {path: why for path, why in self.marks.unknown.items() if path not in own}
+        reasons |= {path: found.reasons[path] for path in own if path in found.reasons}
+        unknown |= {path: found.unknown for path in own if found.unknown}
+        self.marks = replace(self.marks, stale=reasons, unknown=unknown)
+
+    def _run(self) -> None:
+        while not self._ended:
+            self._wake.clear()
+            try:
+                self.read()
+                self.check()
+                self.trouble = ""
+            except Exception as error:  # a tracker or a disk that is away may come back
+                self.trouble = f"{type(error).__name__}: {error}".splitlines()[0]
+                logging.getLogger("moeprune").warning("dashboard: %s", self.trouble)
+            if not self._waiting:
+                self._wake.wait(AGAIN)
+
+
+def _registered(registry: Registry) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for version in registry.versions():
+        aliases = f": {', '.join(version.aliases)}" if version.aliases else ""
+        found.setdefault(version.digest, []).append(f"{version}{aliases}")
+    return {digest: tuple(names) for digest, names in found.items()}

@@ -1,0 +1,44 @@
+"""Models that runs read or made, with their names in the registry and their cards."""
+
+from dataclasses import dataclass
+
+from flows.dashboard.index import MODELS, Node
+from flows.dashboard.living import Living
+from flows.made_model import made_by
+from flows.model_card import body
+from moeprune.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint in the store's words and the registry's."""
+
+    node: Node
+    name: str
+    aliases: tuple[str, ...]
+    """Such as `olmoe version 3: production`."""
+
+
+def models(living: Living) -> dict[str, Model]:
+    """Every checkpoint by its path, newest first."""
+    index = living.index
+    names = {model.digest: model.name for entry in index.entries.values() for model in entry.lineage.models}
+    return {
+        path: Model(node, names.get(node.stage.digest, node.label), living.registered.get(node.stage.digest, ()))
+        for path, node in index.nodes.items()
+        if node.kind in MODELS
+    }
+
+
+def card(model: Model, living: Living) -> str:
+    """The model's card, Markdown, from what the tracker knows; else why there is none."""
+    from flows.model_card import facts_of
+
+    if model.node.kind == MODELS[0]:
+        return "The base model has the card it came with."
+    lineage = living.index.entries[model.node.uses[0].run].lineage
+    try:
+        made = made_by(lineage, living.store)
+        return body(facts_of(made, living.tracker), made.model.name)
+    except BadInput as error:
+        return f"There is no card: {error}"

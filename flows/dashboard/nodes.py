@@ -1,0 +1,133 @@
+"""One thing at a time: a node's details, an audit's report, a model with its card."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from dash import dcc, html
+
+from flows.dashboard.audits import overview
+from flows.dashboard.details import details, manifest
+from flows.dashboard.drawing import button
+from flows.dashboard.index import MODELS, Entry, Index
+from flows.dashboard.living import Living
+from flows.dashboard.models import Model, card, models
+from flows.dashboard.views import part, plain_table
+from moeprune.errors import BadInput
+
+USES = 50
+"""Runs listed that share one result."""
+
+
+def told(path: str, living: Living) -> list[Any]:
+    """A node's facts, marks, neighbours, runs and manifest."""
+    index = living.index
+    found = details(path, index, living.marks)
+    kind = found.node.kind
+    return [
+        html.H3(found.node.label),
+        *(html.P(mark, className="mark") for mark in found.marks),
+        *([html.P(dcc.Link("The model's page and card", href=f"/models/{path}"))] if kind in MODELS else []),
+        facts(found.facts),
+        _neighbours("Made from", found.origins, living),
+        _neighbours("Led to", found.products, living),
+        html.H4("In runs"),
+        plain_table(
+            ["began (UTC)", "run", "cache"],
+            [
+                [f"{index.entries[use.run].lineage.run.start:%Y-%m-%d %H:%M}",
+                 f"{index.entries[use.run].lineage.run.name} ({use.run[:8]})", use.stage.cache]
+                for use in found.node.uses[:USES]
+            ],
+        ),
+        html.Details([html.Summary("Manifest"), html.Pre(_manifest(path, living))]),
+    ]  # fmt: skip
+
+
+def facts(values: Any) -> Any:
+    """Names and short values."""
+    return html.Dl([each for name, value in values.items() for each in (html.Dt(name), html.Dd(value))])
+
+
+def _neighbours(title: str, paths: Sequence[str], living: Living) -> Any:
+    nodes = living.index.nodes
+    known = [nodes[path] for path in paths if path in nodes]
+    shown = [button(node, living.marks, where=title) for node in known[:USES]]
+    more = [f"and {len(known) - USES} more"] if len(known) > USES else []
+    return html.Div([html.H4(title), *(shown or ["nothing"]), *more], className="nodes")
+
+
+def _links(title: str, paths: Sequence[str], living: Living) -> Any:
+    """Neighbours as links: to the pages of models, else to the graph."""
+    nodes = living.index.nodes
+    known = [nodes[path] for path in paths if path in nodes]
+    shown = [
+        html.Li(dcc.Link(f"{one.label} {one.stage.digest[:8]}",
+                         href=f"/{'models' if one.kind in MODELS else 'node'}/{one.path}"))
+        for one in known
+    ]  # fmt: skip
+    return html.Div([html.H3(title), html.Ul(shown) if shown else "nothing"])
+
+
+def _manifest(path: str, living: Living) -> str:
+    try:
+        return json.dumps(manifest(living.index.nodes[path], living.tracker), indent=1, ensure_ascii=False)
+    except BadInput as error:
+        return str(error)
+
+
+def audit_view(entries: Sequence[Entry], chosen: str) -> list[Any]:
+    """All audits, and the report of the chosen one, else of the newest."""
+    if not entries:
+        return [html.P("There is no audit yet: `moeprune audit params/audit-demo.yaml` makes one.")]
+    shown = next((entry for entry in entries if entry.id == chosen), entries[0])
+    address = f"/audit-report/{shown.id}"
+    return [
+        html.Ul([
+            html.Li(dcc.Link(
+                f"{one.lineage.run.start:%Y-%m-%d %H:%M} {one.lineage.run.name}: {one.method} ({one.id[:8]})",
+                href=f"/audits/{one.id}", className="here" if one is shown else "",
+            ))
+            for one in entries
+        ]),
+        part(overview([shown])),
+        html.P(html.A("The report by itself", href=address, target="_blank")),
+        html.Iframe(src=address, title=f"Report of audit {shown.lineage.run.name}", className="report",
+                    sandbox="allow-scripts allow-downloads"),
+    ]  # fmt: skip
+
+
+def model_view(living: Living, path: str) -> list[Any]:
+    """All models, or one with its card."""
+    index = living.index
+    found = models(living)
+    if path in found:
+        return _model(found[path], living)
+    rows = [
+        [dcc.Link(one.name, href=f"/models/{one.node.path}"), one.node.kind, one.node.stage.digest[:8],
+         ", ".join(one.aliases), f"{one.node.stage.start:%Y-%m-%d %H:%M}", len(one.node.uses), _state(one, index)]
+        for one in found.values()
+    ]  # fmt: skip
+    heads = ["model", "kind", "digest", "registered as", "recorded (UTC)", "runs", ""]
+    return [plain_table(heads, rows) if rows else html.P("There is no model yet: `moeprune run` makes one.")]
+
+
+def _state(model: Model, index: Index) -> str:
+    run = index.entries[model.node.uses[0].run].lineage.run
+    return "" if run.status == "FINISHED" else f"of a run that is {run.status.lower()}"
+
+
+def _model(model: Model, living: Living) -> list[Any]:
+    path = model.node.path
+    found = details(path, living.index, living.marks)
+    return [
+        html.P(dcc.Link("All models", href="/models")),
+        html.H2(model.name),
+        *(html.P(mark, className="mark") for mark in found.marks),
+        facts({"kind": model.node.kind, "registered as": ", ".join(model.aliases) or "not registered", **found.facts}),
+        html.P(dcc.Link("In the graph", href=f"/node/{path}")),
+        _links("Made from", found.origins, living),
+        _links("Led to", found.products, living),
+        html.H3("Card"),
+        html.Article(dcc.Markdown(card(model, living)), className="card"),
+    ]

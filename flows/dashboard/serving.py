@@ -1,0 +1,115 @@
+"""The dashboard's server: files of its own only, this machine only unless told otherwise."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from dash import Dash
+from flask import Flask, Response, abort, request
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from flows.dashboard.answers import register
+from flows.dashboard.audits import report
+from flows.dashboard.living import Living
+from flows.dashboard.page import layout
+from moeprune.errors import BadInput
+from tasks.artifacts import Store
+from tasks.tracking import Tracker
+
+NOTHING_ELSEWHERE = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; frame-ancestors 'self'"
+)
+"""What the browser may load: Dash's page has scripts and styles within itself, all else comes from this server."""
+
+
+def open_tracker(store: Path) -> Tracker:
+    """The tracker to look at. Raises BadInput if it cannot be used."""
+    tracker = Tracker(Store(store))
+    tracker.check()
+    return tracker
+
+
+def app_of(living: Living, local: bool) -> Dash:
+    """The app. With `local` it answers only what is addressed to this machine: no other site can have it asked."""
+    app = Dash(
+        __name__,
+        assets_folder=str(Path(__file__).parent / "assets"),
+        title="moeprune",
+        update_title="",
+        suppress_callback_exceptions=True,
+        serve_locally=True,
+    )
+    app.layout = layout()
+    register(app, living)
+    server: Flask = app.server
+
+    @server.before_request
+    def refuse_others() -> None:
+        if local and not is_local(request.host.rsplit(":", 1)[0].strip("[]")):
+            abort(403)
+
+    @server.after_request
+    def restrict(answer: Response) -> Response:
+        if not request.path.startswith("/audit-report/"):  # a report has its own, stricter one
+            answer.headers["Content-Security-Policy"] = NOTHING_ELSEWHERE
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        return answer
+
+    @server.route("/audit-report/<run>")
+    def audit_report(run: str) -> Any:
+        entry = living.index.entries.get(run)
+        if entry is None or not entry.audit:
+            abort(404)
+        try:
+            return Response(report(entry, living.tracker), mimetype="text/html")
+        except BadInput as error:
+            return Response(str(error), 404, mimetype="text/plain")
+
+    return app
+
+
+def is_local(host: str) -> bool:
+    """Whether a host's name or address is that of this machine, seen from itself."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(living: Living, host: str, port: int) -> BaseWSGIServer:
+    """A server that answers on `host`; port 0 is any free one. Raises BadInput if it cannot be had."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    try:
+        return make_server(host, port, app_of(living, is_local(host)).server, threaded=True)
+    except (OSError, SystemExit) as error:
+        raise BadInput(f"--host {host} --port {port}: cannot be listened on ({error}): choose another port") from error
+
+
+@contextmanager
+def serving(store: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve in the background; gives the address. BadInput as `open_tracker` and `listen`."""
+    living = Living(open_tracker(store), Store(store), Path.cwd())
+    server = listen(living, host, port)
+    living.start()
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/"
+    finally:
+        server.shutdown()
+        living.stop()
+
+
+def serve(store: Path, host: str, port: int) -> None:
+    """Serve until interrupted. BadInput as `serving`."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # looking at a page asks no Hub
+    with serving(store, host, port) as address:
+        print(f"moeprune dashboard at {address} (Ctrl-C ends it)", flush=True)
+        if not is_local(host):
+            print("Anyone who can reach this address sees it all: there is no log-in.", flush=True)
+        Event().wait()

@@ -1,0 +1,74 @@
+"""Whether the servers that the environment names answer: Prefect, MLflow with its database, where its files go."""
+
+import os
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from flows.health import Finding, fail, ok, refused, warn
+from moeprune.errors import BadInput, one_line
+from tasks.artifacts import Store
+from tasks.reachable import without_password
+
+PATIENCE = 5
+"""Seconds that Prefect's server is given for an answer."""
+
+
+def prefect(store: Store) -> Iterator[Finding]:
+    """The server that PREFECT_API_URL names, its database, and whether workers wait for work."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if not url:
+        yield ok("Prefect", "PREFECT_API_URL is not set: each run starts a server of its own, without schedules")
+        return
+    try:
+        with get_client(sync_client=True, httpx_settings={"timeout": PATIENCE}) as client:
+            server = client.api_version()
+            client.read_flows(limit=1)  # which asks the database
+            idle = [pool.name for pool in client.read_work_pools() if pool.status == "NOT_READY"]
+    except Exception as error:  # a server fails in many ways
+        yield fail("Prefect", f"{url} does not answer: {one_line(error)}", "start that server, or mend PREFECT_API_URL")
+        return
+    ours = version("prefect")
+    if _minor(server) != _minor(ours):
+        yield warn("Prefect", f"{url} has version {server}, this machine {ours}", "let both have the same version")
+    else:
+        yield ok("Prefect", f"{url}, version {server}")
+    for name in idle:
+        yield warn("workers", f"none waits for work pool '{name}'", f"start one: `prefect worker start --pool {name}`")
+
+
+def mlflow(store: Store) -> Iterator[Finding]:
+    """The tracker, and the place of its runs' files."""
+    from tasks.tracking import Tracker
+
+    tracker = Tracker(store)
+    named = bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    if not named and not (store.root / "mlflow.db").is_file():
+        yield ok("MLflow", "MLFLOW_TRACKING_URI is not set: runs will be recorded in the store")
+        return
+    address = without_password(tracker.uri)
+    try:
+        tracker.check()
+    except BadInput as error:
+        yield refused("MLflow", error)
+        return
+    yield ok("MLflow", address if named else f"runs are recorded in {address}")
+    try:
+        place = tracker.check_artifacts()
+    except BadInput as error:
+        yield refused("artifacts", error)
+        return
+    if named and place.startswith("file:"):
+        yield warn(
+            "artifacts",
+            f"{place}: only machines that have this folder read them",
+            "set MLFLOW_TRACKING_URI to a server, `mlflow server`, not to its database",
+        )
+    else:
+        yield ok("artifacts", place)
+
+
+def _minor(text: str) -> list[str]:
+    return text.split(".")[:2]

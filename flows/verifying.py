@@ -1,0 +1,185 @@
+"""Verifying runs: whether all that they name is still there and as it was, and how to mend what is not."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import yaml
+
+from flows.engine import LOGGED
+from flows.made_model import run_named
+from flows.rebuilding import source_of, step_of
+from moeprune.checkpoint import digest_of, open_checkpoint, sha256
+from moeprune.errors import BadInput
+from tasks import versioning
+from tasks.artifacts import MANIFEST, Artifact, Store
+from tasks.lineage import RECIPE, Lineage, Stage, read_lineage, read_lineages, read_manifest, recipe_text
+from tasks.tracked import flatten
+from tasks.tracking import Tracker
+
+State = Literal["ok", "missing", "changed"]
+AT_ONCE = 8
+"""Files asked of the tracker."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something that a run names."""
+
+    run: str
+    where: Literal["store", "DVC", "tracker", "source"]
+    name: str
+    state: State
+    mend: str = ""
+    """What to do about it, unless it is ok."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Runs and what they name."""
+
+    runs: list[Lineage]
+    things: list[Thing]
+
+    @property
+    def faults(self) -> list[Thing]:
+        """What is not ok."""
+        return [thing for thing in self.things if thing.state != "ok"]
+
+    def counts(self, run: str) -> Counter[State]:
+        """How many of the things that a run names are in which state."""
+        return Counter(thing.state for thing in self.things if thing.run == run)
+
+
+def verify(name: str | None, root: Path, project: Path, base: str | None = None, rehash: bool = False) -> Verification:
+    """Check one run, by its id or as MODEL@ALIAS of the registry; without a `name` all that came to their end.
+
+    `base` is where the base model is now, if not where the recipes say. Files in the store whose size and time of
+    change are those of the last time count as unchanged, unless `rehash`. Raises BadInput for an unknown run.
+    """
+    tracker = Tracker(Store(root))
+    runs = [read_lineage(tracker, run_named(name, tracker))] if name else read_lineages(tracker)
+    runs = [run for run in runs if name or run.run.status == "FINISHED"]
+    checks = _Checks(runs, tracker, project, base, sha256 if rehash else tracker.store.hash_of)
+    return Verification(runs, [thing for run in runs for thing in checks.of(run)])
+
+
+@dataclass
+class _Checks:
+    runs: list[Lineage]
+    tracker: Tracker
+    project: Path
+    base: str | None
+    hash_of: Callable[[Path], str]
+
+    def __post_init__(self) -> None:
+        self._stored: dict[tuple[str, str], State] = {}
+        self._sources: dict[tuple[str, ...], tuple[State, str]] = {}
+
+    def of(self, run: Lineage) -> Iterator[Thing]:
+        """Everything that one run names."""
+        short = run.run.id[:8]
+        again = f"moeprune restore {short}, then moeprune run {self.tracker.store.root}/recipes/{short}.yaml"
+        for stage in run.stages:
+            state = self._in_store(stage)
+            everything = " --everything" if stage.stage in ("observe", "distill") else ""
+            yield _thing(run, "store", stage.title, state, f"moeprune restore {short}{everything}")
+        for stage in run.stages:
+            if stage.md5:
+                state = "ok" if self._versions[stage.md5] else "missing"
+                yield _thing(run, "DVC", stage.title, state, f"dvc push where it is, or {again}")
+        for stage in run.stages:
+            if stage.stage == "download":
+                yield self._source(run, stage)
+        yield _thing(run, "tracker", RECIPE, self._recipe(run), "run the recipe again, from where it was kept")
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for stage, states in zip(run.stages, pool.map(self._files, run.stages), strict=True):
+                for name, state in states.items():
+                    yield _thing(run, "tracker", f"{stage.title}: {name}", state, again)
+        for stage in run.stages:
+            if stage.stage in ("prune", "distill"):
+                state = "ok" if any(model.digest == stage.digest for model in run.models) else "missing"
+                yield _thing(run, "tracker", f"{stage.title}: logged model", state, again)
+
+    def _in_store(self, stage: Stage) -> State:
+        known = (stage.path, stage.digest)
+        if known not in self._stored:
+            store, artifact = self.tracker.store, Artifact(stage=stage.stage, key=stage.key, digest=stage.digest)
+            if not store.folder(artifact).is_dir():
+                self._stored[known] = "missing"
+            elif (
+                store.fault(store.folder(artifact), self.hash_of) or store.manifest(artifact)["digest"] != stage.digest
+            ):
+                self._stored[known] = "changed"
+            else:
+                self._stored[known] = "ok"
+        return self._stored[known]
+
+    @cached_property
+    def _versions(self) -> dict[str, str | None]:
+        md5s = {stage.md5 for run in self.runs for stage in run.stages if stage.md5}
+        return versioning.where(sorted(md5s), self.project, read=True) if md5s else {}
+
+    def _source(self, run: Lineage, stage: Stage) -> Thing:
+        given = run.run.params | ({"download.source": self.base} if self.base else {})
+        name = given["download.source"]
+        commit = stage.params.get("source.commit", "")
+        known = (name, commit, stage.digest)
+        if known not in self._sources:
+            self._sources[known] = self._look_at(given, stage)
+        state, mend = self._sources[known]
+        return _thing(run, "source", f"{name} {commit[:8]}".strip(), state, mend)
+
+    def _look_at(self, given: dict[str, str], stage: Stage) -> tuple[State, str]:
+        repository = {name: stage.params[f"source.{name}"] for name in ("commit",) if f"source.{name}" in stage.params}
+        try:
+            source = source_of(given, repository, self.tracker.store)
+        except BadInput as error:
+            return "missing", f"{error}; say with --base where the model is"
+        if source.folder is None:
+            return ("ok", "") if source.commit == repository.get("commit") else ("changed", "give its commit")
+        files = open_checkpoint(source.folder).files
+        digest = digest_of({name: self.hash_of(source.folder / name) for name in files})
+        return (
+            ("ok", "") if digest == stage.digest else ("changed", "say with --base where the model that was pruned is")
+        )
+
+    def _recipe(self, run: Lineage) -> State:
+        try:
+            text = recipe_text(self.tracker, run.run.id)
+        except BadInput:
+            return "missing"
+        return "ok" if flatten(yaml.safe_load(text)).items() <= run.run.params.items() else "changed"
+
+    def _files(self, stage: Stage) -> dict[str, State]:
+        """What the tracker keeps of a stage, held against its manifest."""
+        states: dict[str, State] = dict.fromkeys(LOGGED.get(stage.stage, (MANIFEST,)), "missing")
+        try:
+            manifest = read_manifest(self.tracker, stage)
+        except BadInput:
+            return states
+        states[MANIFEST] = "ok" if _is_of(manifest, stage) else "changed"
+        with TemporaryDirectory() as folder:
+            for name in set(states) & set(manifest["files"]):
+                fetched = self.tracker.fetch(stage.id, name, Path(folder))
+                if fetched is not None:
+                    states[name] = "ok" if sha256(fetched) == manifest["files"][name]["sha256"] else "changed"
+        return states
+
+
+def _is_of(manifest: dict[str, Any], stage: Stage) -> bool:
+    try:
+        step = step_of(manifest)
+    except BadInput:
+        return False
+    digest = digest_of({name: file["sha256"] for name, file in manifest["files"].items()})
+    return (step.stage, step.key, digest, manifest["digest"]) == (stage.stage, stage.key, stage.digest, stage.digest)
+
+
+def _thing(run: Lineage, where: Any, name: str, state: State, mend: str) -> Thing:
+    return Thing(run.run.id, where, name, state, "" if state == "ok" else mend)

@@ -1,0 +1,154 @@
+"""What a run came from and what it made, as the tracker knows it, in plain values.
+
+Whoever looks back reads this and not the tracker's own records: restore, verify, gc, the registry and the dashboard.
+A stage's result is a node, named by stage and key; what it was made from is told by `Stage.inputs`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from moeprune.errors import BadInput
+from tasks.artifacts import MANIFEST
+from tasks.tracked import INPUT, MD5, LoggedModel, Record
+from tasks.tracking import Tracker
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: a result, where it came from, and how it was found."""
+
+    id: str
+    """The stage's own run in the tracker, a child of the recipe's run."""
+    title: str
+    """What it is called in tables: the stage and what it is for, such as "observe wiki"."""
+    stage: str
+    of: str
+    key: str
+    digest: str
+    cache: str
+    """hit or miss."""
+    start: datetime
+    produced_by: str | None
+    """The child run that recorded the making: itself on a miss; None if that was never recorded."""
+    flow_run: str
+    git_commit: str | None
+    git_dirty: bool | None
+    inputs: Mapping[str, str]
+    """Paths of the results it read, by the names it knows them by."""
+    md5: str | None
+    """Of its one file, where DVC versions it: a corpus or a mask."""
+    params: Mapping[str, str]
+    """What decided it, beside its inputs and code; flattened."""
+    metrics: Mapping[str, float]
+
+    @property
+    def path(self) -> str:
+        """Its folder in a store."""
+        return f"{self.stage}/{self.key}"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A run with its stages in the order they were done, and the models that it read or made."""
+
+    run: Record
+    """Id, name, status, start, params, metrics and tags."""
+    stages: tuple[Stage, ...]
+    models: tuple[LoggedModel, ...]
+
+    @cached_property
+    def by_path(self) -> dict[str, Stage]:
+        """Its stages by their place in a store."""
+        return {stage.path: stage for stage in self.stages}
+
+    def find(self, stage: str, of: str = "") -> Stage | None:
+        """Its stage of that word and label, if it has one."""
+        return next((one for one in self.stages if (one.stage, one.of) == (stage, of)), None)
+
+    @property
+    def final(self) -> Stage | None:
+        """The checkpoint that it was for; None after a virtual mask, an audit, or a run that did not come so far."""
+        return self.find("distill") or self.find("prune")
+
+
+def read_lineage(tracker: Tracker, prefix: str) -> Lineage:
+    """The lineage of the run whose id begins like that. Raises BadInput unless there is exactly one."""
+    return lineage_of(tracker.find_run(prefix), tracker.models())
+
+
+def read_lineages(tracker: Tracker, since: datetime | None = None) -> list[Lineage]:
+    """Those of all runs, those of sweeps and audits included, newest first; `since`: begun then or later."""
+    models = tracker.models()
+    return [lineage_of(run, models) for run in tracker.runs_with_stages(since)]
+
+
+def lineage_of(run: Record, models: Iterable[LoggedModel] = ()) -> Lineage:
+    """The lineage of a run read with its children. `models` may be those of other runs, too."""
+    stages = tuple(_stage_of(child) for child in run.children)
+    digests = {stage.digest for stage in stages}
+    return Lineage(run, stages, tuple(model for model in models if model.digest in digests))
+
+
+def _stage_of(child: Record) -> Stage:
+    tags = child.tags
+    return Stage(
+        id=child.id,
+        title=child.name,
+        stage=tags["stage"],
+        of=tags["of"],
+        key=tags["key"],
+        digest=tags["digest"],
+        cache=tags["cache"],
+        start=child.start,
+        produced_by=tags.get("produced_by_run"),
+        flow_run=tags["produced_by_flow_run"],
+        git_commit=None if tags["git_commit"] == "None" else tags["git_commit"],
+        git_dirty={"True": True, "False": False}.get(tags["git_dirty"]),
+        inputs={key.removeprefix(INPUT): path for key, path in tags.items() if key.startswith(INPUT)},
+        md5=tags.get(MD5),
+        params=child.params,
+        metrics=child.metrics,
+    )
+
+
+def upstream(stages: Mapping[str, Stage], path: str) -> Iterator[str]:
+    """`path` and the paths of all that it was made from, nearest first; `stages` are by their paths."""
+    seen, waiting = {path}, [path]
+    while waiting:
+        one = waiting.pop(0)
+        yield one
+        for read in stages[one].inputs.values() if one in stages else ():
+            if read not in seen:
+                seen.add(read)
+                waiting.append(read)
+
+
+def read_manifest(tracker: Tracker, stage: Stage) -> dict[str, Any]:
+    """The manifest that the store had when the stage was recorded. Raises BadInput if the tracker does not have it."""
+    content: dict[str, Any] = json.loads(read_text(tracker, stage.id, MANIFEST))
+    return content
+
+
+def recipe_text(tracker: Tracker, run: str) -> str:
+    """The resolved recipe of a run, YAML. Raises BadInput if the tracker does not have it."""
+    return read_text(tracker, run, RECIPE)
+
+
+def read_text(tracker: Tracker, run: str, name: str) -> str:
+    """A small file of a run or a stage. Raises BadInput if the tracker does not have it."""
+    with TemporaryDirectory() as folder:
+        fetched = tracker.fetch(run, name, Path(folder))
+        if fetched is None:
+            raise BadInput(
+                f"run {run[:8]}: the tracker does not have its {name}: the artifact store lost it, or cannot be "
+                "reached from here; run its recipe again to record it anew"
+            )
+        return fetched.read_text()

@@ -1,0 +1,158 @@
+"""MLflow's model registry: which pruned models a team has taken on, and which of them its aliases name.
+
+The versions of a registered model are checkpoints, each registered once: the logged model of its digest. An alias such
+as `production` names one version of a model at a time.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from tasks.taking_turns import alone
+from tasks.tracked import LoggedModel, short
+from tasks.tracking import Tracker
+
+DIGEST, KIND, MODEL, RUN = "sha256", "kind", "model_id", "run_id"
+"""Tags of a version: a database without a server keeps no id of the logged model beside its source."""
+VERSIONS = "mlflow.modelVersions"
+"""The tag of a logged model by which MLflow's pages lead from it to its versions."""
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow answers to an unknown model, and to an alias that the model does not have."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: int
+    digest: str
+    """Of the checkpoint; of what no run of ours made, this and the next three are empty."""
+    kind: str
+    """pruned or distilled."""
+    model: str
+    """The id of its logged model."""
+    run: str
+    """The run by which an alias came to it last, or that it was registered for."""
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.number}"
+
+
+class Registry:
+    """The registry of a tracker: on the same server, or in the same database."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._client = MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+
+    def versions(self, name: str | None = None) -> list[Version]:
+        """All that are registered, or those of one model, newest first."""
+        held = {
+            model.name: {alias: int(number) for alias, number in model.aliases.items()}
+            for model in _all(self._client.search_registered_models)
+        }
+        models = self._models()
+        # A search tells a version's tags, but not its aliases.
+        found = [_version(one, models) for one in _all(self._client.search_model_versions)]
+        found = [
+            replace(one, aliases=tuple(alias for alias, number in held[one.name].items() if number == one.number))
+            for one in found
+        ]
+        return sorted(
+            (one for one in found if name in (None, one.name)), key=lambda one: (one.name, one.number), reverse=True
+        )
+
+    def holder(self, name: str, alias: str) -> Version | None:
+        """The version that has an alias, or None."""
+        try:
+            return self._holder(name, alias)
+        except MlflowException as error:
+            if error.error_code in ABSENT:
+                return None
+            raise
+
+    def register(self, name: str, model: LoggedModel, run: str) -> Version:
+        """The version of this checkpoint, made if there is none. `name` is made, too."""
+        with alone(self._tracker.store, self._tracker.uri, "mlflow-registry"):
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            for known in self.versions(name):
+                if known.digest == model.digest:
+                    return known
+            tags = {DIGEST: model.digest, KIND: model.kind, MODEL: model.id, RUN: run}
+            with _asked(self._tracker.uri):
+                made = self._client.create_model_version(
+                    name, f"models:/{model.id}", run_id=run, tags=tags, model_id=model.id
+                )
+            version = _version(made, {model.id: model})
+            self._link(model.id, version)
+            return version
+
+    def _link(self, model_id: str, version: Version) -> None:
+        known = self._client.get_logged_model(model_id).tags.get(VERSIONS, "[]")
+        links = [*json.loads(known), {"name": version.name, "version": version.number}]
+        self._client.set_logged_model_tags(model_id, {VERSIONS: json.dumps(links)})
+
+    def move(self, alias: str, version: Version, run: str, why: Mapping[str, str]) -> Version:
+        """Have an alias name this version from now on. `why` is kept as tags of the version."""
+        for key, value in short({RUN: run, **why}).items():
+            self._client.set_model_version_tag(version.name, str(version.number), key, value)
+        self._client.set_registered_model_alias(version.name, alias, str(version.number))
+        return self._holder(version.name, alias)
+
+    def _holder(self, name: str, alias: str) -> Version:
+        return _version(self._client.get_model_version_by_alias(name, alias), self._models())
+
+    def _models(self) -> dict[str, LoggedModel]:
+        return {one.id: one for one in self._tracker.models()}
+
+
+def _version(found: Any, models: Mapping[str, LoggedModel]) -> Version:
+    """One that somebody registered by hand, in MLflow's pages, is told by its source alone."""
+    tags, source = dict(found.tags), str(found.source).removeprefix("models:/")
+    model = models.get(tags.get(MODEL, source))
+    return Version(
+        found.name,
+        int(found.version),
+        tags.get(DIGEST, model.digest if model else ""),
+        tags.get(KIND, model.kind if model else ""),
+        model.id if model else "",
+        tags.get(RUN, model.run if model else ""),
+        tuple(found.aliases),
+        tags,
+    )
+
+
+def _all(search: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
+
+
+@contextmanager
+def _asked(uri: str) -> Iterator[None]:
+    """Meanwhile MLflow looks a logged model up there: in a database it asks the process' default, not the client's."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before

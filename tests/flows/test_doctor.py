@@ -1,0 +1,211 @@
+"""What `moeprune doctor` says of real servers, projects and environments, well and ill."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample
+import team_page
+from servers import BUCKET, S3, Team, free_port
+
+from flows import doctor, doctor_machine, doctor_project, doctor_servers
+from flows.health import Finding, refused
+from moeprune.errors import BadInput
+from tasks.artifacts import Store
+
+STORE = Store(Path("store"))
+
+
+def one(check: doctor.Check, subject: str = "") -> Finding:
+    """What a check says of its subject."""
+    (found,) = [finding for finding in check(STORE) if finding.subject == (subject or finding.subject)]
+    return found
+
+
+@pytest.fixture
+def keys(storage: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The team's keys in the environment; nobody is asked for others."""
+    for name, value in (storage.environ | {"AWS_EC2_METADATA_DISABLED": "true"}).items():
+        monkeypatch.setenv(name, value)
+    return storage
+
+
+def test_doctor_in_an_empty_folder_says_how_to_mend_it_and_that_mends_it(moeprune, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOEPRUNE_STORE", raising=False)
+    answer = moeprune("doctor", "--json")
+    assert answer.status == 1
+    assert answer.json["status"] == "failed" and answer.json["error"] in answer.err
+    said = {found["subject"]: found for found in answer.json["findings"]}
+    assert said["git"]["health"] == "warn" and said["DVC"]["health"] == "fail"
+    assert {said[name]["mend"] for name in ("git", "DVC")} == {"run `moeprune init`"}
+    assert "DVC remote" not in said
+
+    assert moeprune("init").status == 0
+    assert one(doctor_project.git).what.startswith("nothing is committed")
+    sample.git(tmp_path, "add", "--all")
+    sample.git(tmp_path, "commit", "--quiet", "--message", "project")
+    answer = moeprune("doctor", "--json")
+    assert answer.status == 0 and answer.json["status"] == "done", answer.out
+    said = {found["subject"]: found for found in answer.json["findings"]}
+    assert said["git"]["health"] == "ok" and said["DVC"]["health"] == "ok"
+    assert said["DVC remote"]["health"] == "warn" and "dvc remote add" in said["DVC remote"]["mend"]
+
+    Path("new").touch()
+    assert one(doctor_project.git).health == "warn"
+
+
+def test_doctor_of_a_whole_team_finds_nothing_ill(team: Team, template, process, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(template, folder)
+    os.chdir(folder)
+    team_page.name_remote(folder, team.s3.endpoint)
+    sample.git(folder, "commit", "--all", "--quiet", "--message", "remote")
+    answer = process(folder, "doctor", "--json", **team.environ)
+    assert answer.status == 0, answer.err
+    said = {found["subject"]: found for found in answer.json["findings"]}
+    servers = ("git", "DVC", "DVC remote", "Prefect", "MLflow", "artifacts")
+    assert {name: said[name]["health"] for name in servers} == dict.fromkeys(servers, "ok"), answer.out
+    assert team.prefect in said["Prefect"]["what"] and said["MLflow"]["what"] == team.mlflow
+    assert said["DVC remote"]["what"] == f"s3://{BUCKET}/dvc"
+    assert said["artifacts"]["what"].startswith("mlflow-artifacts:/")
+    assert not {"browser", "PostgreSQL", "fonts"} & said.keys(), "asked for in moeprune's own clone only"
+
+
+@pytest.mark.parametrize("ill", ["address", "keys", "bucket"])
+def test_doctor_says_what_is_ill_with_a_remote_on_s3(ill, project, keys: S3, monkeypatch):
+    endpoint = f"http://127.0.0.1:{free_port()}" if ill == "address" else keys.endpoint
+    team_page.name_remote(project, endpoint, "s3://absent/dvc" if ill == "bucket" else f"s3://{BUCKET}/dvc")
+    if ill == "keys":
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    found = one(doctor_project.dvc, "DVC remote")
+    assert found.health == "fail" and "team" in found.what
+    told = {"address": "refused", "keys": "denied", "bucket": "no bucket 'absent'"}
+    assert told[ill] in found.what.lower()
+    assert "dvc remote modify" in found.mend
+
+
+def test_doctor_says_when_a_remote_in_a_folder_cannot_be_made(project, tmp_path):
+    (tmp_path / "remote").mkdir()
+    place = tmp_path / "remote/dvc"
+    subprocess.run([sys.executable, "-m", "dvc", "remote", "add", "--default", "team", str(place)], check=True)
+    assert one(doctor_project.dvc, "DVC remote") == Finding("DVC remote", "ok", str(place))
+    shutil.rmtree(tmp_path / "remote")
+    (tmp_path / "remote").write_text("a file")
+    assert one(doctor_project.dvc, "DVC remote").health == "fail"
+
+
+def test_doctor_says_when_servers_do_not_answer(tmp_path, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    dead = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead)
+    with temporary_settings({PREFECT_API_URL: f"{dead}/api"}):
+        found = [one(doctor_servers.prefect), one(doctor_servers.mlflow)]
+    assert [finding.health for finding in found] == ["fail", "fail"]
+    assert all(dead in finding.what for finding in found)
+    assert "PREFECT_API_URL" in found[0].mend and "MLFLOW_TRACKING_URI" in found[1].mend
+
+
+def test_doctor_says_when_the_store_behind_mlflow_is_gone(storage: S3, mlflow_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
+    bucket, away = storage.folder / BUCKET, storage.folder / "away"
+    bucket.rename(away)
+    try:
+        found = list(doctor_servers.mlflow(Store(tmp_path)))
+    finally:
+        away.rename(bucket)
+    assert [(finding.subject, finding.health) for finding in found] == [("MLflow", "ok"), ("artifacts", "fail")]
+    assert "MLFLOW_S3_ENDPOINT_URL" in found[1].mend
+    assert [finding.health for finding in doctor_servers.mlflow(Store(tmp_path))] == ["ok", "ok"]
+
+
+def test_doctor_says_that_a_database_without_a_server_keeps_files_here(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", cluster.create())
+    database, files = doctor_servers.mlflow(Store(tmp_path))
+    assert database.health == "ok" and "team-secret" not in database.what
+    assert files.health == "warn" and str(tmp_path) in files.what and "mlflow server" in files.mend
+
+
+def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, **metadata: Any) -> None:
+    """Have moeprune's metadata say something else, ahead of that which is installed."""
+    lines = [f"{key.replace('_', '-')}: {value}" for key, values in metadata.items() for value in values]
+    info = folder / "moeprune-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", "Name: moeprune", "Version: 9", *lines, ""]))
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_packages_that_are_not_as_required_fail(tmp_path, monkeypatch):
+    wanted = ["pytest<1", "no-such-package>=2", "sample; extra == 'dev'", "pyyaml>=6"]
+    installed(tmp_path, monkeypatch, Requires_Python=["<3.9"], Requires_Dist=wanted)
+    found = one(doctor_machine.packages)
+    assert found.health == "fail" and "pip install" in found.mend
+    assert found.what == f"pytest {pytest.__version__} (<1), no-such-package is missing (>=2)"
+    assert one(doctor_machine.python).health == "fail"
+
+
+def test_packages_that_are_not_as_tested_are_warned_of(tmp_path, monkeypatch):
+    installed(tmp_path, monkeypatch, Requires_Python=[">=3.9"], Requires_Dist=["pyyaml>=6"])
+    monkeypatch.setattr(doctor_machine, "CLONE", tmp_path)
+    constraints = tmp_path / "constraints.txt"
+    import torch
+
+    constraints.write_text(f"pytest==0.1\nnot-installed==1\ntorch=={torch.__version__.partition('+')[0]}\n")
+    found = one(doctor_machine.packages)
+    assert found.health == "warn" and found.what == f"not as tested: pytest {pytest.__version__} (0.1)"
+    assert str(constraints) in found.mend
+    constraints.write_text(f"pytest=={pytest.__version__}\n")
+    assert one(doctor_machine.packages).health == "ok"
+    constraints.unlink()
+    assert one(doctor_machine.packages) == Finding("packages", "ok", "as required")
+
+
+@pytest.mark.parametrize(("free", "health"), [(0.9e9, "fail"), (9.9e9, "warn"), (10e9, "ok")])
+def test_disk_that_is_almost_full_is_told_of(free, health, tmp_path, monkeypatch):
+    asked = []
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or usage._replace(free=free))
+    (found,) = doctor_machine.disk(Store(tmp_path / "not/yet"))
+    assert found.health == health and f"{free / 1e9:.1f} GB" in found.what
+    assert asked == [tmp_path]
+
+
+def test_accelerator_that_torch_does_not_see_is_told_of(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert one(doctor_machine.device).health == "ok"
+    (tmp_path / "nvidia-smi").touch(0o755)
+    assert one(doctor_machine.device).health == "warn"
+
+
+def test_needs_of_tests_are_told_in_the_clone_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_machine, "CLONE", tmp_path)
+    (tmp_path / "tests").mkdir()
+    assert not list(doctor_machine.tests(STORE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [(found.health, found.mend) for found in doctor_machine.tests(STORE) if found.subject == "browser"] == [
+        ("warn", "`make browser`")
+    ]
+
+
+def test_check_that_breaks_does_not_stop_the_others(monkeypatch):
+    def broken(store: Store) -> Any:
+        yield Finding("one", "ok", "fine")
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(doctor, "CHECKS", (broken, doctor_machine.disk))
+    assert [(found.subject, found.health) for found in doctor.examine(STORE)][:2] == [("one", "ok"), ("broken", "fail")]
+    assert [found.subject for found in doctor.examine(STORE)][2:] == ["disk"]
+
+
+def test_refusal_is_split_into_what_and_how_to_mend():
+    found = refused("DVC", BadInput("it is broken: really: mend it"))
+    assert found == Finding("DVC", "fail", "it is broken: really", "mend it")

@@ -1,0 +1,57 @@
+"""Which runs have a model to hand over."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from flows.made_model import made_by
+from moeprune.errors import BadInput
+from tasks.artifacts import Store
+from tasks.lineage import Lineage, Stage
+from tasks.tracked import LoggedModel, Record
+
+NOW = datetime.now(UTC)
+RUN = Record("a" * 32, "nightly", "FINISHED", NOW, {}, {}, {})
+
+
+def stage(word: str, of: str = "") -> Stage:
+    title = f"{word} {of}".strip()
+    return Stage(title, title, word, of, f"key of {title}", f"digest of {title}", "miss", NOW, None, "", None, None, {},
+                 None, {}, {})  # fmt: skip
+
+
+def model(kind: str, word: str) -> LoggedModel:
+    return LoggedModel(f"m-{kind}", f"tiny-{kind}", kind, stage(word).digest, RUN.id, {})
+
+
+def lineage(*words: str) -> Lineage:
+    models = (model("base", "download"), model("pruned", "prune"), model("distilled", "distill"))
+    return Lineage(RUN, tuple(stage(word) for word in words), models)
+
+
+def test_model_of_a_run_is_the_last_that_it_made():
+    pruned = made_by(lineage("download", "mask", "prune"), Store(Path("store")))
+    assert (pruned.model.id, pruned.kind, pruned.base.id) == ("m-pruned", "pruned", "m-base")
+    assert pruned.folder == Path("store/prune/key of prune")
+    distilled = made_by(lineage("download", "mask", "prune", "distill"), Store(Path("store")))
+    assert (distilled.model.id, distilled.kind) == ("m-distilled", "distilled")
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (
+            lineage("download", "mask", "evaluate"),
+            "its mask is virtual: run its recipe with --set evaluate.virtual=false",
+        ),
+        (lineage("download", "mask", "audit"), "it is an audit: give a run that prunes"),
+        (replace(lineage("download", "prune"), run=replace(RUN, status="KILLED")), "is KILLED, not FINISHED"),
+        (replace(lineage("download", "prune"), models=()), "the tracker has no record of its model"),
+    ],
+    ids=["virtual", "audit", "killed", "no model"],
+)
+def test_run_that_has_no_model_to_hand_over_is_refused(found: Lineage, words: str):
+    with pytest.raises(BadInput, match=rf"^run aaaaaaaa .*{words}"):
+        made_by(found, Store(Path("store")))

@@ -1,0 +1,172 @@
+"""What verify says of a run after something it names was damaged or lost, and whether what it says mends it."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sample
+from clones import Team, copy_project, flip_a_byte, share
+
+
+@pytest.fixture
+def cloned(finished, tmp_path, monkeypatch) -> Team:
+    """After one whole run; the project where it was done is the working directory."""
+    found = share(copy_project(finished[0], tmp_path / "project"), tmp_path, finished[1].json["run_id"])
+    monkeypatch.chdir(found.project)
+    return found
+
+
+def states(answer) -> dict[tuple[str, str], str]:
+    return {(thing["where"], thing["name"]): thing["state"] for thing in answer.json["things"]}
+
+
+def faults(answer) -> dict[tuple[str, str], str]:
+    return {name: state for name, state in states(answer).items() if state != "ok"}
+
+
+def kept(project: Path, title: str, name: str) -> Path:
+    """Where the tracker has a file of a stage."""
+    database = sqlite3.connect(project / ".moeprune/mlflow.db")
+    (uri,) = database.execute("SELECT artifact_uri FROM runs WHERE name = ?", (title,)).fetchone()
+    database.close()
+    return Path(uri.removeprefix("file://")) / name
+
+
+def test_verify_after_a_run_finds_all_that_it_names(cloned, moeprune):
+    answer = moeprune("verify", cloned.run[:8], "--json")
+    assert answer.status == 0, answer.err
+    found = states(answer)
+    assert set(found.values()) == {"ok"}
+    assert [name for where, name in found if where == "store"] == [
+        *("download", "calibrate wiki", "calibrate code", "observe wiki", "observe code"),
+        *("score reap", "mask", "prune", "evaluate base", "evaluate pruned"),
+    ]
+    assert [name for where, name in found if where == "DVC"] == ["calibrate wiki", "calibrate code", "mask"]
+    assert [name for where, name in found if where == "source"] == ["model"]
+    tracked = {name for where, name in found if where == "tracker"}
+    assert {"recipe.yaml", "prune: manifest.json", "evaluate pruned: samples.parquet", "prune: logged model"} <= tracked
+    assert answer.json["runs"] == {cloned.run: {"ok": len(found)}}
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "state", "name"),
+    [
+        (flip_a_byte, "changed", "prune"),
+        (flip_a_byte, "changed", "mask"),
+        (lose, "changed", "calibrate wiki"),
+        (lambda path: shutil.rmtree(path.parent), "missing", "prune"),
+        (lambda path: shutil.rmtree(path.parent), "missing", "evaluate base"),
+    ],
+)
+def test_verify_of_the_store_names_the_result_and_what_it_says_mends_it(
+    damage: Callable[[Path], None], state: str, name: str, cloned, moeprune
+):
+    stage = name.split()[0]
+    wanted = {"mask": "mask.json", "prune": "*-00001-of*", "calibrate": "tokens*", "evaluate": "report.json"}[stage]
+    key = answer_key(moeprune("verify", cloned.run, "--json"), cloned, name)
+    damage(next((cloned.project / ".moeprune" / stage / key).glob(wanted)))
+    answer = moeprune("verify", cloned.run, "--json")
+    assert answer.status == 1 and faults(answer) == {("store", name): state}
+    (mend,) = [thing["mend"] for thing in answer.json["things"] if thing["mend"]]
+    assert mend == f"moeprune restore {cloned.run[:8]}" and mend in answer.json["error"]
+    assert moeprune(*mend.split()[1:]).status == 0
+    assert moeprune("verify", cloned.run).status == 0
+
+
+def answer_key(answer, cloned: Team, name: str) -> str:
+    """The key of a stage, from the tracker's own database."""
+    assert answer.status == 0
+    database = sqlite3.connect(cloned.project / ".moeprune/mlflow.db")
+    (key,) = database.execute(
+        "SELECT value FROM tags JOIN runs USING (run_uuid) WHERE runs.name = ? AND key = 'key'", (name,)
+    ).fetchone()
+    database.close()
+    return str(key)
+
+
+def test_verify_of_rot_that_keeps_size_and_time_needs_rehash(cloned, moeprune):
+    assert moeprune("verify", cloned.run).status == 0
+    shard = next((cloned.project / ".moeprune/prune").glob("*/*-00001-of*"))
+    state, content = shard.stat(), bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    with shard.open("r+b") as file:
+        file.write(content)
+    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert moeprune("verify", cloned.run).status == 0
+    assert faults(moeprune("verify", cloned.run, "--rehash", "--json")) == {("store", "prune"): "changed"}
+
+
+def test_verify_of_dvc_looks_in_cache_and_remote(cloned, moeprune):
+    shutil.rmtree(cloned.project / ".dvc/cache")
+    assert moeprune("verify", cloned.run).status == 0
+    shutil.rmtree(cloned.remote)
+    answer = moeprune("verify", cloned.run, "--json")
+    assert answer.status == 1
+    assert faults(answer) == dict.fromkeys(
+        [("DVC", "calibrate wiki"), ("DVC", "calibrate code"), ("DVC", "mask")], "missing"
+    )
+
+
+def test_verify_of_a_remote_with_wrong_bytes_does_not_believe_their_name(cloned, moeprune):
+    shutil.rmtree(cloned.project / ".dvc/cache")
+    for path in (cloned.remote / "files/md5").glob("*/*"):
+        if not path.name.endswith(".dir"):
+            flip_a_byte(path)
+    assert len(faults(moeprune("verify", cloned.run, "--json"))) == 3
+
+
+@pytest.mark.parametrize("damage", [(flip_a_byte, "changed"), (lose, "missing")], ids=["changed", "missing"])
+@pytest.mark.parametrize(("title", "name"), [("mask", "mask.json"), ("evaluate pruned", "samples.parquet")])
+def test_verify_of_the_tracker_names_the_file(
+    title: str, name: str, damage: tuple[Callable[[Path], None], str], cloned, moeprune
+):
+    work, state = damage
+    work(kept(cloned.project, title, name))
+    answer = moeprune("verify", cloned.run, "--json")
+    assert answer.status == 1 and faults(answer) == {("tracker", f"{title}: {name}"): state}
+
+
+def test_verify_of_a_manifest_and_recipe_that_were_edited_in_the_tracker_says_changed(cloned, moeprune):
+    manifest = kept(cloned.project, "score reap", "manifest.json")
+    manifest.write_text(manifest.read_text().replace('"reap"', '"ean"'))
+    recipe = kept(cloned.project, "whole", "recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("ratio: 0.25", "ratio: 0.5"))
+    assert faults(moeprune("verify", cloned.run, "--json")) == {
+        ("tracker", "score reap: manifest.json"): "changed",
+        ("tracker", "recipe.yaml"): "changed",
+    }
+
+
+def test_verify_of_a_base_model_that_is_another_or_gone(cloned, moeprune):
+    shutil.move(cloned.project / "model", cloned.project / "moved")
+    answer = moeprune("verify", cloned.run, "--json")
+    assert faults(answer) == {("source", "model"): "missing"} and "--base" in answer.json["error"]
+    assert moeprune("verify", cloned.run, "--base", "moved").status == 0
+    sample.write_model(cloned.project / "model", seed=1)
+    assert faults(moeprune("verify", cloned.run, "--json")) == {("source", "model"): "changed"}
+
+
+def test_verify_all_shows_which_run_is_not_whole(cloned, moeprune, run):
+    other = run("params/quick.yaml", "mask.ratio=0.5").json["run_id"]
+    answer = moeprune("verify", "--all", "--json")
+    assert answer.status == 0 and answer.json["runs"].keys() == {cloned.run, other}
+    pruned = [path for path in (cloned.project / ".moeprune/prune").iterdir() if path.is_dir()]
+    shutil.rmtree(max(pruned, key=lambda path: (path / "manifest.json").stat().st_mtime))
+    answer = moeprune("verify", "--all", "--json")
+    assert answer.status == 1
+    assert [(thing["run"], thing["name"]) for thing in answer.json["things"] if thing["state"] != "ok"] == [
+        (other, "prune")
+    ]
+
+
+@pytest.mark.parametrize("words", [(), ("abcdef", "--all")])
+def test_verify_of_neither_or_both_one_run_and_all_is_refused(words: tuple[str, ...], project, moeprune):
+    answer = moeprune("verify", *words)
+    assert answer.status == 2 and "give one run, or --all" in answer.err

@@ -1,0 +1,83 @@
+"""The registry in a database of its own, as MLflow's client sees it afterwards."""
+
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tasks.artifacts import Store
+from tasks.registry import Registry, Version
+from tasks.tracked import LoggedModel
+from tasks.tracking import Tracker
+
+NAME = "tiny-pruned"
+
+
+@pytest.fixture
+def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = Tracker(Store(tmp_path / "store"))
+    found.check()
+    return found
+
+
+def client_of(tracker: Tracker) -> MlflowClient:
+    return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+
+
+def made(tracker: Tracker, *digests: str) -> tuple[list[LoggedModel], str]:
+    """Models of these digests as one run logs them, in that order, and the run's id."""
+    with tracker.run("made", {}) as run:
+        for digest in digests:
+            run.log_model("pruned", digest, "tiny-6-experts")
+    models = {model.digest: model for model in tracker.models()}
+    return [models[digest] for digest in digests], run.id
+
+
+def test_registering_a_checkpoint_twice_is_one_version_and_leaves_nothing_elsewhere(tracker: Tracker):
+    (one, other), run = made(tracker, "a" * 64, "b" * 64)
+    registry = Registry(tracker)
+    first, second, again = (registry.register(NAME, model, run) for model in (one, other, one))
+    assert first == again == Version(NAME, 1, "a" * 64, "pruned", one.id, run, (), first.tags)
+    assert (second.number, second.digest, second.model) == (2, "b" * 64, other.id)
+    assert [version.number for version in Registry(tracker).versions(NAME)] == [2, 1]
+    assert registry.versions("unknown") == []
+    # A database keeps no model id beside a version's source: MLflow's pages lead from the model by its tag.
+    links = client_of(tracker).get_logged_model(one.id).tags["mlflow.modelVersions"]
+    assert links == f'[{{"name": "{NAME}", "version": 1}}]'
+    assert client_of(tracker).get_model_version(NAME, "1").source == f"models:/{one.id}"
+    assert not list(Path.cwd().iterdir()), "MLflow looked into its default database"
+
+
+def test_alias_names_one_version_at_a_time_and_says_why(tracker: Tracker):
+    models, run = made(tracker, "a" * 64, "b" * 64)
+    registry = Registry(tracker)
+    first, second = (registry.register(NAME, model, run) for model in models)
+    assert registry.holder(NAME, "production") is None and registry.holder("unknown", "production") is None
+    moved = registry.move("candidate", first, run, {})
+    assert (moved.number, moved.aliases) == (1, ("candidate",))
+    assert registry.move("production", first, run, {"promoted.production": "as it is good"}).number == 1
+    held = registry.move("production", second, "c" * 32, {"promoted.production": "as it is better"})
+    assert (held.number, held.aliases, held.run) == (2, ("production",), "c" * 32)
+    assert held.tags["promoted.production"] == "as it is better"
+    assert registry.holder(NAME, "production") == held
+    assert {version.number: version.aliases for version in registry.versions()} == {
+        1: ("candidate",),
+        2: ("production",),
+    }
+    assert client_of(tracker).get_registered_model(NAME).aliases == {"candidate": 1, "production": 2}
+
+
+def test_version_registered_by_hand_is_told_by_its_source(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    (model,), run = made(tracker, "a" * 64)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)  # as a script of somebody's would
+    client = client_of(tracker)
+    client.create_registered_model("by-hand")
+    client.create_model_version("by-hand", f"models:/{model.id}")
+    client.create_model_version("by-hand", "s3://somewhere/else")
+    client.set_registered_model_alias("by-hand", "champion", "1")
+    strange, own = Registry(tracker).versions("by-hand")
+    assert (own.digest, own.model, own.run, own.aliases) == ("a" * 64, model.id, run, ("champion",))
+    assert (strange.digest, strange.model, strange.run, strange.aliases) == ("", "", "", ())

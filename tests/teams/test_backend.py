@@ -1,0 +1,61 @@
+"""A tracker on PostgreSQL, its artifacts on S3: begun by many at once, and a DVC remote on S3."""
+
+from pathlib import Path
+
+import pytest
+from machines import at_once
+from servers import Postgres
+
+from tasks.artifacts import Store
+from tasks.tracking import Tracker
+
+MANIFEST = {
+    "key": "k",
+    "digest": "d",
+    "inputs": {},
+    "params": {"a": 1},
+    "facts": {"tokens": 8},
+    "producer": {
+        "flow_run": "f",
+        "git_commit": "c",
+        "git_dirty": False,
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": 1.0,
+        "peak_memory_bytes": 1,
+    },
+}
+MACHINES = 4
+
+
+def record(folder: Path, store: Path | None = None) -> None:
+    """One run as flows record it: a stage with a file, a corpus and a model that the others have too."""
+    tracker = Tracker(Store(store or folder / "store"))
+    tracker.check()
+    file = folder / "report.json"
+    file.write_text(folder.name)
+    with tracker.run(folder.name, {"a": 1}, recipe="a: 1\n") as run:
+        child = run.log_stage("calibrate wiki", "calibrate", "wiki", MANIFEST, "miss", [file])
+        run.log_corpus(child, "wiki", "0" * 32, "wiki.jsonl", 8)
+        run.log_model("base", "b" * 64, "base")
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one store", "a store each"])
+@pytest.mark.parametrize("kind", ["database", "server"])
+def test_tracker_begun_by_many_at_once_loses_no_run(kind, shared, cluster: Postgres, request, tmp_path, monkeypatch):
+    store = tmp_path / "store" if shared else None
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"race-{shared}")
+    environ = {"MLFLOW_EXPERIMENT_NAME": f"race-{shared}"}
+    if kind == "server":
+        environ["MLFLOW_TRACKING_URI"] = request.getfixturevalue("mlflow_url")
+    else:
+        environ["MLFLOW_TRACKING_URI"] = cluster.create()
+    names = [f"machine{number}" for number in range(MACHINES)]
+    at_once(record, [tmp_path / name for name in names], environ, store)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", environ["MLFLOW_TRACKING_URI"])
+    tracker = Tracker(Store(tmp_path / "later"))
+    found = tracker.list_runs(100)
+    assert sorted(run.name for run in found) == names
+    assert {run.status for run in found} == {"FINISHED"}
+    assert len(tracker.runs_with_dataset("0" * 32)) == MACHINES
+    assert len(tracker.models()) == 1
