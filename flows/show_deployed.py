@@ -1,14 +1,15 @@
 """Deployments as a table."""
 
+from prefect.client.schemas.objects import DeploymentSchedule
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.deploying import Deployed
 
 
 def deployed(found: list[Deployed]) -> None:
     """What the server holds: when each runs, where, how many at once."""
-    table = Table("deployment", "schedule", "at once", "work pool", "tags", "")
+    table = Table(Column("deployment", no_wrap=True), "schedule", "at once", "work pool", "tags", "")
     for one in found:
         limit = one.found.global_concurrency_limit
         table.add_row(
@@ -22,7 +23,9 @@ def deployed(found: list[Deployed]) -> None:
     Console().print(table)
 
 
-def _schedule(each: object) -> str:
-    schedule = each.schedule  # type: ignore[attr-defined]
-    text = getattr(schedule, "cron", None) or str(getattr(schedule, "interval", schedule))
-    return f"{text} {schedule.timezone}" + ("" if each.active else " (paused)")  # type: ignore[attr-defined]
+def _schedule(each: DeploymentSchedule) -> str:
+    """A cron expression, an interval or an rrule, and its time zone."""
+    schedule = each.schedule.model_dump(mode="json")
+    when = next(str(schedule[key]) for key in ("cron", "interval", "rrule") if schedule.get(key))
+    unit = " s" if schedule.get("interval") else ""
+    return f"{when}{unit} {schedule.get('timezone') or 'UTC'}" + ("" if each.active else " (paused)")

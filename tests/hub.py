@@ -7,8 +7,6 @@ with serve({"owner/name": {"<40 hex digits>": folder}}) as hub:
 Large files are handed out by another origin, the same server under another name, as the real Hub does.
 """
 
-import hashlib
-import json
 import math
 import re
 import socket
@@ -24,7 +22,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from hub_writes import LARGE, Writing
+from hub_writes import LARGE, Writing, blob_id, etag
 
 INFO = re.compile(r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
 FILE = re.compile(r"/(datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
@@ -158,7 +156,7 @@ class _Handler(Writing):
         for path in _files(folder):
             entry = {"rfilename": path.relative_to(folder).as_posix()}
             if "blobs=true" in urlsplit(self.path).query.lower():
-                entry |= {"size": path.stat().st_size, "blobId": _blob_id(path), "lfs": _lfs(path)}
+                entry |= {"size": path.stat().st_size, "blobId": blob_id(path), "lfs": _lfs(path)}
             files.append(entry)
         self.reply(
             200,
@@ -176,7 +174,7 @@ class _Handler(Writing):
         for path in _files(folder):
             entry = {"type": "file", "path": path.relative_to(folder).as_posix(), "size": path.stat().st_size}
             large = _lfs(path)
-            files.append(entry | {"oid": _blob_id(path)} | ({"lfs": large | {"oid": large["sha256"]}} if large else {}))
+            files.append(entry | {"oid": blob_id(path)} | ({"lfs": large | {"oid": large["sha256"]}} if large else {}))
         self.reply(200, files)
 
     def _file(self, hub: Hub, part: dict[str, str], commit: str, folder: Path) -> None:
@@ -187,10 +185,10 @@ class _Handler(Writing):
             return self._send(hub, part, commit, folder)
         # Another origin, since it is another host name.
         place = f"{hub.url.replace('127.0.0.1', 'localhost')}/storage/{part['repo']}/{commit}/{part['path']}"
-        headers = {"Location": place, "X-Repo-Commit": commit, "X-Linked-Etag": f'"{_etag(path)}"'}
+        headers = {"Location": place, "X-Repo-Commit": commit, "X-Linked-Etag": f'"{etag(path)}"'}
         if hub.xet:
             route = f"{hub.url}/api/models/{part['repo']}/xet-read-token/{commit}"
-            headers |= {"X-Xet-Hash": _etag(path), "X-Xet-Refresh-Route": route}
+            headers |= {"X-Xet-Hash": etag(path), "X-Xet-Refresh-Route": route}
         return self._refuse(302, "", headers | {"X-Linked-Size": str(path.stat().st_size)})
 
     def _send(self, hub: Hub, part: dict[str, str], commit: str, folder: Path) -> None:
@@ -201,7 +199,7 @@ class _Handler(Writing):
             start, end = int(asked[1]), min(int(asked[2]) + 1, end) if asked[2] else end
             hub.ranges.append((path.name, start))
         self.send_response(206 if asked else 200)
-        self.send_header("ETag", f'"{_etag(path)}"')
+        self.send_header("ETag", f'"{etag(path)}"')
         self.send_header("X-Repo-Commit", commit)
         self.send_header("Accept-Ranges", "bytes")
         if asked:
@@ -237,18 +235,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _blob_id(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _etag(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix in LARGE else _blob_id(path)
-
-
 def _lfs(path: Path) -> dict[str, Any] | None:
     """What the Hub tells of a large file."""
-    return {"sha256": _etag(path), "size": path.stat().st_size, "pointerSize": 134} if path.suffix in LARGE else None
+    return {"sha256": etag(path), "size": path.stat().st_size, "pointerSize": 134} if path.suffix in LARGE else None
 
 
 def point_at(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:

@@ -26,6 +26,17 @@ LICENCES = ("apache-2.0", "mit", "other", "cc-by-4.0", "llama3")
 """Some of the identifiers that the Hub knows; any other is an error in a card."""
 
 
+def blob_id(path: Path) -> str:
+    """Git's name of a file's content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def etag(path: Path) -> str:
+    """By what the Hub knows a file's content: large files are kept as LFS files."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix in LARGE else blob_id(path)
+
+
 def metadata_errors(card: str) -> list[str]:
     """What the Hub finds wrong in the metadata of a card, in our words."""
     found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
@@ -109,14 +120,13 @@ class Writing(BaseHTTPRequestHandler):
         self.reply(400 if wrong else 200, {"errors": [{"message": one} for one in wrong], "warnings": []})
 
     def _preupload(self, hub: "Hub", body: bytes, repo: str, revision: str) -> None:
-        files = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
-                "shouldIgnore": False,
-            }
-            for file in json.loads(body)["files"]
-        ]
+        folder = hub.repositories[repo][hub.refs[repo][revision]]
+        files = []
+        for file in json.loads(body)["files"]:
+            mode = "lfs" if file["path"].endswith(LARGE) else "regular"
+            there = folder / file["path"]
+            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False})
+            files[-1] |= {"oid": etag(there)} if there.is_file() else {}
         self.reply(200, {"files": files})
 
     def _batch(self, hub: "Hub", body: bytes, repo: str) -> None:

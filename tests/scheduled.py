@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from servers import answers, free_port, running
+from started import answers, free_port, running
 
 PATIENCE = 240
 """Seconds that a flow run may take on a busy machine."""

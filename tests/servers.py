@@ -13,21 +13,18 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
 
 import pytest
 import yaml
+from started import answers, free_port, running
 
 COMPOSE = Path(__file__).parents[1] / "compose.yaml"
 MISSING = "no PostgreSQL: nothing is tried on a team's database. Install it: make postgresql"
@@ -36,8 +33,6 @@ DOTENV = SECRETS | {"MLFLOW_WORKERS": "2"}
 """What `.env` would hold here. Two workers: enough to get in each other's way."""
 BUCKET = "moeprune"
 ROLE = "CREATE ROLE moeprune LOGIN PASSWORD '{password}'"
-PATIENCE = 120
-"""Seconds a server has to come up in; two of them on a busy machine need half a minute."""
 
 
 @dataclass(frozen=True)
@@ -118,65 +113,6 @@ def service(name: str, environ: Mapping[str, str] = DOTENV) -> tuple[list[str], 
     variable = r"\$\{(?P<name>\w+)(?::(?:-(?P<default>[^}]*)|\?[^}]*))?\}"
     settings = {key: re.sub(variable, value, text) for key, text in content["environment"].items()}
     return shlex.split(content.get("command", "")), settings
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@contextmanager
-def running(
-    command: list[str], up: Callable[[], Any], log: Path, stop: signal.Signals = signal.SIGTERM, **named: Any
-) -> Iterator[int]:
-    """A process and its children, ended with the block; yields its id as soon as `up` no longer raises OSError.
-
-    If it ends before or takes too long, RuntimeError with the end of its log.
-    """
-    with log.open("wb") as file:
-        # A session of its own, so that what it starts can be ended with it, and nothing else.
-        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, **named)
-    try:
-        limit = time.monotonic() + PATIENCE
-        while True:
-            try:
-                up()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > limit:
-                    end = log.read_text(errors="replace")[-3000:]
-                    raise RuntimeError(f"{command[0]} did not come up:\n{end}") from None
-                time.sleep(0.1)
-        yield process.pid
-    finally:
-        _end(process, stop)
-
-
-def _end(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
-    for sign in (stop, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(20)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def answers(address: str) -> Callable[[], Any]:
-    """Whether an address is answered, as `running` asks it."""
-    opener = build_opener(ProxyHandler({}))
-
-    def ask() -> None:
-        try:
-            opener.open(address, timeout=2).close()
-        except HTTPError as error:
-            if error.code >= 500:  # a server that asks who we are is up
-                raise
-
-    return ask
 
 
 def programs() -> Path:

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from flows.dashboard.index import MODELS, Node
 from flows.dashboard.living import Living
-from flows.made_model import made_by
-from flows.model_card import body
 from moeprune.errors import BadInput
 
 
@@ -32,7 +30,9 @@ def models(living: Living) -> dict[str, Model]:
 
 def card(model: Model, living: Living) -> str:
     """The model's card, Markdown, from what the tracker knows; else why there is none."""
-    from flows.model_card import facts_of
+    from flows.card_facts import facts_of
+    from flows.made_model import made_by
+    from flows.model_card import body
 
     if model.node.kind == MODELS[0]:
         return "The base model has the card it came with."

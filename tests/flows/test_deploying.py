@@ -11,7 +11,7 @@ import yaml
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from scheduled import client_of, scheduler, write_file
-from servers import free_port
+from started import free_port
 
 NIGHTLY = {"name": "nightly", "schedules": [{"cron": "0 2 * * *", "timezone": "Europe/Berlin", "active": True}]}
 OTHER = {"name": "on-demand", "schedules": [], "concurrency_limit": 3}

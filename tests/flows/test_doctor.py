@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import sample
 import team_page
-from servers import BUCKET, S3, Team, free_port
+from servers import BUCKET, S3, Team
+from started import free_port
 
 from flows import doctor, doctor_machine, doctor_project, doctor_servers
 from flows.health import Finding, refused

@@ -269,7 +269,7 @@ def test_push_sends_the_token_to_the_hub_alone(runs, project, hub, moeprune, mon
     answer = moeprune("push", runs[2], "stranger/model")
     assert answer.status == 2 and "does not let you write to stranger/model (403)" in answer.err
     hub.token = "hf_onlyForTheHub0123456789"
-    assert "(401)" in moeprune("push", runs[2], TARGET).err
+    assert "does not let you write to owner/smaller (401)" in moeprune("push", runs[1], TARGET).err
     monkeypatch.setenv("HF_TOKEN", hub.token)
     answer = moeprune("push", runs[2], TARGET)
     assert answer.status == 0, answer.err

@@ -314,3 +314,21 @@ def test_push_of_what_is_nowhere_is_refused(project: Path, store: Path, tmp_path
 def test_push_without_any_remote_does_nothing(project: Path, store: Path) -> None:
     versioning.register(store / "tokens", CORPUS, project)
     assert versioning.push(project) is False
+
+
+def test_where_tells_cache_remote_or_nowhere_and_fetches_nothing(project: Path, store: Path, clone: Path) -> None:
+    wiki, lost = md5_of("corpus"), md5_of("never registered")
+    assert versioning.where([wiki, lost], project) == {wiki: "cache", lost: None}
+    assert versioning.where([wiki, lost], clone) == {wiki: "demo", lost: None}
+    assert versioning.where([wiki], clone, read=True) == {wiki: "demo"}
+    assert not (clone / "data").exists() and not list((clone / ".dvc").glob("cache/files/md5/*/*"))
+
+
+def test_where_does_not_believe_the_name_of_a_damaged_object(project: Path, clone: Path) -> None:
+    wiki = md5_of("corpus")
+    for root in (project / ".dvc/cache", clone / "demo/remote"):
+        held = root / "files/md5" / wiki[:2] / wiki[2:]
+        held.unlink()
+        write(held, "damage")
+    assert versioning.where([wiki], project, read=True) == {wiki: "demo"}
+    assert versioning.where([wiki], clone, read=True) == {wiki: None}
