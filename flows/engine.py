@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from prefect import task
+from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.outcome import Outcome, Record
@@ -59,7 +59,9 @@ class Engine:
         artifact: Artifact = hit or made
         manifest = self.store.manifest(artifact)
         seconds = time.monotonic() - started
-        record = Record(step, artifact, "hit" if hit else "miss", seconds, manifest["producer"]["seconds"])
+        # Another flow run may have made it while this one waited: the miss is then that one's.
+        missed = hit is None and manifest["producer"]["flow_run"] == runtime.flow_run.id
+        record = Record(step, artifact, "miss" if missed else "hit", seconds, manifest["producer"]["seconds"])
         self.outcome.records.append(record)
         say(f"{record.cache:4}  {step.title:28} {record.seconds:7.1f} s  {self.whose}".rstrip())
         with TemporaryDirectory() as folder:

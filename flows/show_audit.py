@@ -6,12 +6,28 @@ from typing import Any
 
 from rich.table import Table
 
-from flows import show
-from flows.audit_consequence import ACCURACY, PERPLEXITY, Consequence
-from flows.audit_findings import Findings, Row, percent
+from flows import show, show_sweep
+from flows.audit_consequence import Consequence, between_criteria, between_resamples, by_kind
+from flows.audit_findings import Findings, Row
 from flows.audit_words import in_words
 from flows.auditing import AuditOutcome
+from flows.differences import label
+from flows.grid import percent
 from flows.show import console
+from flows.sweep_planning import SweepPlan
+from moeprune.comparing import RankTest
+
+
+def plan(result: SweepPlan) -> None:
+    """How many stages are wanted and how few they are."""
+    total = result.total
+    console.print(show_sweep.stages(result, "plan of an audit"))
+    console.print(
+        f"{total.stored} of {total.distinct} stages are in the store, at most {total.to_run} are to be run: masks that "
+        "turn out to be the same are measured once.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def audit(result: AuditOutcome) -> None:
@@ -32,11 +48,9 @@ def audit(result: AuditOutcome) -> None:
 
 def _measured(found: Consequence) -> Table:
     table = Table(title=f"measured masks of {found.criterion} at {percent(found.ratio)} removed, minus unpruned")
-    names = {
-        name: name.replace(PERPLEXITY, "ln ppl ").replace(ACCURACY, " acc")
-        for name in found.masks[0].damage
-        if name.startswith(PERPLEXITY) or name.endswith(ACCURACY)
-    }
+    perplexities, accuracies = by_kind(found.masks[0].damage)
+    names = {name: f"ln ppl {label(name)}" for name in perplexities}
+    names |= {name: f"{label(name)} accuracy" for name in accuracies}
     table.add_column("mask", no_wrap=True)
     for column in ("agreement", *names.values()):
         table.add_column(column, justify="right")
@@ -100,5 +114,13 @@ def as_json(result: AuditOutcome) -> dict[str, Any]:
         "summary": in_words(result.findings, result.consequences),
         "rows": result.findings.content["rows"],
         "consequences": [asdict(one) for one in result.consequences],
+        "relations": {
+            "between_resamples": _plain(between_resamples(result.consequences)),
+            "between_criteria": _plain(between_criteria(result.consequences)),
+        },
         "report": str(result.report.absolute()),
     }
+
+
+def _plain(found: RankTest | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
