@@ -35,11 +35,12 @@ def damage(found: Consequence, name: str) -> list[Part]:
         "95% interval; but for that from the mask of all the data. Natural logarithms, nats per token. Masks were "
         "applied to the model in memory."
     )
-    table = Table("Measured masks", columns, rows, f"{name}-{found.criterion}-{found.ratio}.csv", note)
+    whose = f"{found.criterion} at {percent(found.ratio)} removed"
+    table = Table(f"Measured masks: {whose}", columns, rows, f"{name}-{found.criterion}-{found.ratio}.csv", note)
     if not values:
         return [table]
     groups = list(map(label, perplexities))
-    title = "Change of perplexity by each mask"
+    title = f"Change of perplexity by each mask: {whose}"
     return [Intervals(title, values, groups, "change of log perplexity (nats per token)"), table]
 
 

@@ -45,10 +45,10 @@ def page_of(findings: Findings, consequences: Sequence[Consequence], name: str, 
         *([Section("Between corpora", _corpora(findings))] if len(findings.corpora) > 1 else []),
         *([Section("Other seeds and sequence lengths", again)] if again else []),
         Section("Between criteria", _criteria(findings)),
-        *([Section("Stability and effect on perplexity", [side_by_side(consequences)])]
-          if len(consequences) > 1 else []),
-        *(Section(f"Effect on perplexity and accuracy: {one.criterion} at {percent(one.ratio)} removed",
-                  damage(one, name)) for one in consequences),
+        Section("Effect on perplexity and accuracy", [
+            *([side_by_side(consequences)] if len(consequences) > 1 else []),
+            *(part for one in consequences for part in damage(one, name)),
+        ]),
     ]  # fmt: skip
     combined = f", combined by {params['combine']}" if len(findings.corpora) > 1 else ""
     note = f"Made by `{command}` from {data}{combined}, with {params['resamples']:,} bootstrap resamples of chunks."
