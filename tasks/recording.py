@@ -211,6 +211,10 @@ class Run:
         """Record plain numbers as metrics of this run."""
         log_values(self._client, self.id, metrics=counts)
 
+    def log_file(self, path: Path) -> None:
+        """Keep a file as an artifact of this run."""
+        self._client.log_artifact(self.id, str(path))
+
     def fail(self, error: str) -> None:
         """Have this run closed as FAILED when it has come to its end."""
         self.failed = True
