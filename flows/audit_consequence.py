@@ -1,32 +1,39 @@
 """What differences between masks come to: measured masks beside the mask of all the data."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
 from flows.audit_chain import Audited, Measured
 from flows.audit_findings import Findings
+from flows.differences import PERPLEXITY, headline, pooled
+from moeprune.agreement import chance_corrected
+from moeprune.comparing import RankTest, rank_test
 from moeprune.masks import Mask
 from tasks import comparison
 from tasks.artifacts import Store
 from tasks.resample import MASK, WHOLE
 
+LEAST = 4
+"""Pairs of which a relation is told at all."""
 Metrics = dict[str, dict[str, Any]]
-PERPLEXITY, ACCURACY = "log_perplexity/", "/acc"
-"""How metrics of differences begin or end."""
 
 
 @dataclass(frozen=True)
 class MeasuredMask:
     """One mask: how far it agrees above chance with the mask of all the data, and what it costs.
 
-    `damage` are paired differences from the unpruned model, `change` from the mask of all the data.
+    `damage` are paired differences from the unpruned model, `change` from the mask of all the data: headline metrics.
     """
 
     label: str
     agreement: float
+    again: bool
+    """Whether a mask before it is the same."""
     damage: Metrics
     change: Metrics
 
@@ -40,10 +47,8 @@ class MeasuredMask:
 class Consequence:
     """All masks measured for one criterion and ratio; the first is that of all the data.
 
-    `spread` is the standard deviation of log perplexity over resamples, mean over corpora; `accuracy_spread` that of
-    accuracy, mean over tasks. `correlation` is Spearman's, over `different` masks beside that of all the data, between
-    how much they disagree with it and how much log perplexity changes; `p` its p-value. They are None where nothing
-    varies or nothing of the kind was measured.
+    `index` and `halves` are the audit's bracket. `spread` is the standard deviation of log perplexity over resamples,
+    mean over corpora; `accuracy_spread` that of accuracy, mean over tasks; None where nothing of the kind was measured.
     """
 
     criterion: str
@@ -53,9 +58,21 @@ class Consequence:
     masks: list[MeasuredMask]
     spread: float | None
     accuracy_spread: float | None
-    different: int
-    correlation: float | None
-    p: float | None
+
+    @property
+    def unstable(self) -> float:
+        """How far masks disagree in the audit: 1 minus the middle of the bracket."""
+        return 1 - (self.halves + self.index) / 2
+
+    @property
+    def moves(self) -> list[tuple[float, float]]:
+        """Of each different resample, how far it disagrees with the mask of all the data and changes log perplexity.
+
+        Resamples often give the same mask: one that is measured once does not count as several. Masks of single corpora
+        are another population, which would make two clusters of one relation.
+        """
+        pairs = [(1 - mask.agreement, _change(mask)) for mask in self.masks if mask.resampled and not mask.again]
+        return [(disagreement, change) for disagreement, change in pairs if change is not None]
 
     @property
     def cost(self) -> float | None:
@@ -69,90 +86,89 @@ def consequences(made: Audited, findings: Findings, store: Store) -> list[Conseq
 
 
 def _consequence(measured: Measured, made: Audited, findings: Findings, store: Store) -> Consequence:
-    from moeprune.comparing import rank_test
-
     def folder(artifact: Any) -> Path:
         return store.folder(artifact)
 
+    def differences(one: Path, other: Path) -> Metrics:
+        return headline(comparison.compare(one, other), pooled(one))
+
     base, first = folder(made.report), folder(measured.reports[WHOLE])
     read = {label: Mask.from_json((folder(mask) / MASK).read_text()) for label, mask in measured.masks.items()}
+    texts = [mask.to_json() for mask in read.values()]
     masks = [
         MeasuredMask(
             label,
             _agreement(read[WHOLE], mask),
-            comparison.compare(base, folder(measured.reports[label])),
-            comparison.compare(first, folder(measured.reports[label])),
+            mask.to_json() in texts[:place],
+            differences(base, folder(measured.reports[label])),
+            differences(first, folder(measured.reports[label])),
         )
-        for label, mask in read.items()
+        for place, (label, mask) in enumerate(read.items())
     ]
     asked = measured.asked
     row = findings.row("masks", scope=findings.whole, criterion=asked.criterion, ratio=asked.ratio)
-    # Resamples often give the same mask: one that is measured once must not count as several.
-    different = {read[mask.label].to_json(): mask for mask in masks if mask.agreement < 1}.values()
-    changes = [change for mask in different if (change := _change(mask)) is not None]
-    rho = p = float("nan")
-    if len(changes) > 1:
-        rho, p = rank_test([1 - mask.agreement for mask in different], changes)
-    drawn = [mask.damage for mask in masks if mask.resampled]
+    perplexities, accuracies = zip(*(by_kind(mask.damage) for mask in masks if mask.resampled), strict=True)
     return Consequence(
         asked.criterion,
         asked.ratio,
         row["index"],
         row["halves"],
         masks,
-        _spread(drawn, PERPLEXITY),
-        _spread(drawn, ACCURACY),
-        len(different),
-        None if rho != rho else rho,
-        None if rho != rho else p,
+        _spread(perplexities),
+        _spread(accuracies),
     )
 
 
 def mean_perplexity(metrics: Metrics) -> float | None:
     """Mean over corpora of a difference in log perplexity, in nats per token."""
-    found = list(_of_kind(metrics, PERPLEXITY).values())
+    found = by_kind(metrics)[0].values()
     return mean(found) if found else None
 
 
-def across(consequences: Sequence[Consequence]) -> tuple[float, float] | None:
-    """Whether what is less stable in the audit spreads more in perplexity, over consequences.
+def by_kind(metrics: Metrics) -> tuple[dict[str, float], dict[str, float]]:
+    """Differences of log perplexity, and of accuracy, by metric."""
+    values = {name: float(metric["value"]) for name, metric in metrics.items()}
+    perplexities = {name: value for name, value in values.items() if name.startswith(PERPLEXITY)}
+    return perplexities, {name: value for name, value in values.items() if name not in perplexities}
 
-    Spearman's correlation and its p-value; None for fewer than four, or where nothing varies.
+
+def between_criteria(consequences: Sequence[Consequence]) -> RankTest | None:
+    """Whether criteria that are less stable in the audit spread more in perplexity, at the same ratio.
+
+    At a larger ratio both are larger whatever the criterion, so ratios are strata. None for fewer than four pairs.
     """
-    from moeprune.comparing import rank_test
-
-    pairs = [(1 - (one.halves + one.index) / 2, one.spread) for one in consequences if one.spread is not None]
-    if len(pairs) < 4:
-        return None
-    rho, p = rank_test([unstable for unstable, _ in pairs], [spread for _, spread in pairs])
-    return None if rho != rho else (rho, p)
+    known = [(one.unstable, one.spread, one.ratio) for one in consequences if one.spread is not None]
+    return _test(known)
 
 
-def _of_kind(metrics: Metrics, kind: str) -> dict[str, float]:
-    """Values of the metrics whose names begin or end like that."""
-    return {
-        name: float(metric["value"]) for name, metric in metrics.items() if name.startswith(kind) or name.endswith(kind)
-    }
+def between_resamples(consequences: Sequence[Consequence]) -> RankTest | None:
+    """Whether resamples that disagree more with the mask of all the data change perplexity more.
+
+    Each criterion and ratio is a stratum. None for fewer than four pairs.
+    """
+    return _test([(*pair, (one.criterion, one.ratio)) for one in consequences for pair in one.moves])
 
 
-def _spread(drawn: Sequence[Metrics], kind: str) -> float | None:
-    """Standard deviation over resamples, mean over metrics of a kind."""
-    values = [_of_kind(metrics, kind) for metrics in drawn]
-    found = [stdev(one[name] for one in values) for name in values[0]]
+def _test(pairs: Sequence[tuple[float, float, Hashable]]) -> RankTest | None:
+    one, other, strata = zip(*pairs, strict=True) if pairs else ((), (), ())
+    found = rank_test(one, other, strata)
+    return found if found and found.pairs >= LEAST else None
+
+
+def _spread(drawn: Sequence[Mapping[str, float]]) -> float | None:
+    """Standard deviation over resamples, mean over metrics."""
+    found = [stdev(one[name] for one in drawn) for name in drawn[0]]
     return mean(found) if found else None
 
 
 def _change(mask: MeasuredMask) -> float | None:
     """Absolute change of log perplexity from the mask of all the data, mean over corpora."""
-    found = _of_kind(mask.change, PERPLEXITY).values()
+    found = by_kind(mask.change)[0].values()
     return mean(map(abs, found)) if found else None
 
 
 def _agreement(one: Mask, other: Mask) -> float:
     """Mean over layers of the agreement above chance."""
-    import torch
-
-    from moeprune.agreement import chance_corrected
 
     def rows(mask: Mask) -> torch.Tensor:
         return torch.tensor([[expert in kept for expert in range(mask.experts)] for kept in mask.kept.values()])

@@ -2,54 +2,52 @@
 
 from collections.abc import Sequence
 
-from flows.audit_consequence import ACCURACY, PERPLEXITY, Consequence, MeasuredMask, mean_perplexity
-from flows.audit_findings import percent
+from flows.audit_consequence import Consequence, MeasuredMask, by_kind, mean_perplexity
+from flows.differences import half_width, label
+from flows.grid import percent
 from flows.page_table import Cell
 from flows.pages import Column, Interval, Intervals, Measured, Part, Table
-
-Z = 1.96
-"""Standard errors from the middle of a 95% interval to its ends."""
 
 
 def damage(found: Consequence, name: str) -> list[Part]:
     """A plot and a table of all masks measured for one criterion and ratio."""
-    kinds = sorted({key for mask in found.masks for key in mask.damage if key.startswith(PERPLEXITY)})
-    groups = [key.removeprefix(PERPLEXITY) for key in kinds]
+    perplexities, accuracies = map(sorted, by_kind(found.masks[0].damage))
+    cells = {mask.label: {key: _cell(mask, key) for key in (*perplexities, *accuracies)} for mask in found.masks}
     values = [
-        Interval(mask.label, group, metric["value"], metric["value"] - Z * metric["stderr"],
-                 metric["value"] + Z * metric["stderr"])
-        for mask in found.masks
-        for key, group in zip(kinds, groups, strict=True)
-        for metric in [mask.damage[key]]
-    ]  # fmt: skip
-    accuracies = sorted({key for mask in found.masks for key in mask.damage if key.endswith(ACCURACY)})
+        Interval(mask, label(key), cell.value, *ends)
+        for mask, row in cells.items()
+        for key in perplexities
+        for cell in [row[key]]
+        for ends in [(None, None) if cell.spread is None else (cell.value - cell.spread, cell.value + cell.spread)]
+    ]
     columns = [
-        Column("mask"), Column("above chance", ".3f"), Column("Δ ln ppl, mean", "+.3f"),
-        Column("against all data", "+.4f"),
-        *(Column(f"Δ ln ppl {group}", "+.3f") for group in groups),
-        *(Column(f"Δ acc {key.removesuffix(ACCURACY)}", "+.3f") for key in accuracies),
+        Column("mask"), Column("agreement", ".3f"), Column("change of ln perplexity, mean", "+.3f"),
+        Column("from the mask of all data", "+.4f"),
+        *(Column(f"ln perplexity {label(key)}", "+.3f") for key in perplexities),
+        *(Column(f"accuracy {label(key)}", "+.3f") for key in accuracies),
     ]  # fmt: skip
-    rows = [_measured(mask, [*kinds, *accuracies]) for mask in found.masks]
+    rows: list[list[Cell]] = [
+        [one.label, one.agreement, mean_perplexity(one.damage), mean_perplexity(one.change), *cells[one.label].values()]
+        for one in found.masks
+    ]
     note = (
-        "Differences from the unpruned model, paired, ±: 95% interval. Above chance: agreement with the mask of all "
-        "the data. Against all data: difference of mean log perplexity (nats per token) from that mask. Masks were "
+        "Agreement: above chance, with the mask of all the data. Differences are from the unpruned model, paired, ±: "
+        "95% interval; but for that from the mask of all the data. Natural logarithms, nats per token. Masks were "
         "applied to the model in memory."
     )
-    table = Table("Measured masks", columns, rows, f"{name}-{found.criterion}-{found.ratio}.csv", note)
+    whose = f"{found.criterion} at {percent(found.ratio)} removed"
+    table = Table(f"Measured masks: {whose}", columns, rows, f"{name}-{found.criterion}-{found.ratio}.csv", note)
     if not values:
         return [table]
-    return [Intervals("Damage of each mask", values, groups, "Δ log perplexity (nats per token)"), table]
+    groups = list(map(label, perplexities))
+    title = f"Change of perplexity by each mask: {whose}"
+    return [Intervals(title, values, groups, "change of log perplexity (nats per token)"), table]
 
 
-def _measured(mask: MeasuredMask, keys: Sequence[str]) -> list[Cell]:
-    cells: list[Cell] = [mask.label, mask.agreement, mean_perplexity(mask.damage), mean_perplexity(mask.change)]
-    for key in keys:
-        if metric := mask.damage.get(key):
-            error = metric["stderr"]
-            cells.append(Measured(metric["value"], None if error is None else Z * error))
-        else:
-            cells.append(None)
-    return cells
+def _cell(mask: MeasuredMask, key: str) -> Measured:
+    """A difference with its 95% interval, if its error is known: a single document has none."""
+    metric = mask.damage[key]
+    return Measured(metric["value"], half_width(metric))
 
 
 def side_by_side(consequences: Sequence[Consequence]) -> Table:
@@ -61,14 +59,15 @@ def side_by_side(consequences: Sequence[Consequence]) -> Table:
     columns = [
         Column("criterion"),
         Column("removed"),
-        Column("agreement, from", ".2f"),
-        Column("to", ".2f"),
-        Column("Δ ln ppl", "+.3f"),
-        Column("spread of ln ppl", ".4f"),
+        Column("agreement of halves", ".2f"),
+        Column("agreement of resamples", ".2f"),
+        Column("cost in ln perplexity", "+.3f"),
+        Column("spread of ln perplexity", ".4f"),
         Column("spread of accuracy", ".4f"),
     ]
     note = (
-        "Agreement: the bracket of masks of all the data. Δ ln ppl: what the mask of all the data costs in nats per "
-        "token. Spreads: standard deviations over measured resamples, means over corpora and tasks."
+        "Agreement above chance of masks of all the data, as bracketed by the audit. Cost: of the mask of all the "
+        "data, in nats per token, mean over corpora. Spreads: standard deviations over measured resamples, means over "
+        "corpora and tasks."
     )
-    return Table("Stability and spread", columns, rows, "consequences.csv", note)
+    return Table("Stability in the audit, and spread when measured", columns, rows, "consequences.csv", note)

@@ -1,6 +1,7 @@
 """The tables of single experts in an audit's report: those on the edge, and those that one corpus alone keeps."""
 
-from flows.audit_findings import Findings, percent
+from flows.audit_findings import Findings
+from flows.grid import percent
 from flows.page_table import Cell
 from flows.pages import Column, Table
 
@@ -13,12 +14,12 @@ def edge_table(findings: Findings, name: str) -> Table:
     rows = edge_rows(findings)
     columns = [
         Column("criterion"), Column("removed"), Column("layer"), Column("expert"), Column("share kept", ".3f"),
-        Column("kept"), Column("score", ".4g"), Column("from", ".4g"), Column("to", ".4g"),
+        Column("kept"), Column("score", ".4g"), Column("score from", ".4g"), Column("score to", ".4g"),
     ]  # fmt: skip
     level = percent(findings.content["params"]["level"])
     note = (
-        "Experts kept by more than 5% and less than 95% of the resamples. Kept: by the mask of all the data. From, to: "
-        f"{level} interval of the score."
+        "Experts kept by more than 5% and less than 95% of the resamples. Kept: by the mask of all the data. From and "
+        f"to: {level} interval of the score."
     )
     if len(rows) > MOST:
         note += f" The {MOST} least certain of {len(rows):,}; all are in the audit's arrays."
@@ -63,4 +64,4 @@ def claims_table(findings: Findings) -> Table:
         Column("criterion"), Column("removed"), Column("corpus"), Column("experts"), Column("layer: experts"),
     ]  # fmt: skip
     note = "Kept by the mask of this corpus alone and by that of no other."
-    return Table("Experts that one corpus alone keeps", columns, rows, "claims.csv", note)
+    return Table("Experts that one corpus alone keeps", columns, rows, "one-corpus-only.csv", note)

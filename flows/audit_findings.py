@@ -100,14 +100,20 @@ def read_findings(folder: Path) -> Findings:
     return Findings(json.loads((folder / AUDIT).read_text()), load_file(folder / ARRAYS))
 
 
+def inverted(row: Row) -> bool:
+    """Whether halves agree more than resamples: a bracket that encloses nothing."""
+    return bool(row["halves"] > row["index"])
+
+
+def alike(one: Row, other: Row) -> bool:
+    """Whether the brackets of two masks overlap or one is inverted: nothing then tells which is the more stable."""
+    within = max(one["halves"], other["halves"]) <= min(one["index"], other["index"])
+    return bool(within or inverted(one) or inverted(other))
+
+
 def _middle(row: Row) -> float:
     """Of the bracket within which masks of other data agree."""
     return float(row["halves"] + row["index"]) / 2
-
-
-def percent(ratio: float) -> str:
-    """A fraction, such as `25%`."""
-    return f"{100 * ratio:g}%"
 
 
 def runs_of(numbers: Sequence[int]) -> str:

@@ -47,9 +47,11 @@ class AuditRecipe(Params):
         """By seed and by sequence length how corpora are drawn, the recipe's own first; only what is asked for."""
         own = {SEEDS: self.calibrate.seed, LENGTHS: self.calibrate.sequence_length}
         asked = {SEEDS: self.audit.seeds, LENGTHS: self.audit.sequence_lengths}
-        key = {SEEDS: "seed", LENGTHS: "sequence_length"}
+        key, drawn = {SEEDS: "seed", LENGTHS: "sequence_length"}, self.calibrate.model_dump()
         return {
-            kind: {value: self.calibrate.model_copy(update={key[kind]: value}) for value in (own[kind], *asked[kind])}
+            kind: {
+                value: CalibrateParams.model_validate(drawn | {key[kind]: value}) for value in (own[kind], *asked[kind])
+            }
             for kind in own
             if set(asked[kind]) - {own[kind]}
         }

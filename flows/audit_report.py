@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from flows.audit_consequence import Consequence
 from flows.audit_damage import damage, side_by_side
 from flows.audit_experts import claims_table, edge_table
-from flows.audit_findings import Findings, Row, percent
-from flows.audit_words import BRACKET, in_words
+from flows.audit_findings import Findings, Row, inverted
+from flows.audit_words import BRACKET, LEGEND, in_words
+from flows.grid import percent
 from flows.page_table import Cell
 from flows.pages import (
     Column,
@@ -22,6 +23,7 @@ from flows.pages import (
     Section,
     Table,
 )
+from moeprune.auditing import MEASURES
 
 AGREEMENT, SHORT = "agreement above chance", "agreement"
 """What axes are called, and bars of colours, which have little room."""
@@ -34,16 +36,19 @@ def page_of(findings: Findings, consequences: Sequence[Consequence], name: str, 
     data = ", ".join(f"{corpus} ({one['tokens']:,} tokens in {one['chunks']} chunks)" for corpus, one in
                      findings.content["data"].items())  # fmt: skip
     params = findings.content["params"]
+    again = _again(findings)
     sections = [
-        Section("How sure masks are", [Paragraph(BRACKET), _overall(findings), *_by_layer(findings)]),
+        Section("How to read this page", [Paragraph(LEGEND), Paragraph(BRACKET)]),
+        Section("How sure masks are", [_overall(findings), *_by_layer(findings)]),
         Section("Which experts are sure to stay", [*_maps(findings), edge_table(findings, name)]),
         Section("How many tokens suffice", _curves(findings)),
         *([Section("Between corpora", _corpora(findings))] if len(findings.corpora) > 1 else []),
-        *([Section("Observed again", _again(findings))] if _again(findings) else []),
+        *([Section("Other seeds and sequence lengths", again)] if again else []),
         Section("Between criteria", _criteria(findings)),
-        *(Section(f"What it comes to: {one.criterion} at {percent(one.ratio)} removed", damage(one, name))
-          for one in consequences),
-        *([Section("Stability against damage", [side_by_side(consequences)])] if len(consequences) > 1 else []),
+        Section("Effect on perplexity and accuracy", [
+            *([side_by_side(consequences)] if len(consequences) > 1 else []),
+            *(part for one in consequences for part in damage(one, name)),
+        ]),
     ]  # fmt: skip
     combined = f", combined by {params['combine']}" if len(findings.corpora) > 1 else ""
     note = f"Made by `{command}` from {data}{combined}, with {params['resamples']:,} bootstrap resamples of chunks."
@@ -59,6 +64,13 @@ def _overall(findings: Findings) -> Part:
         for middle in [sum(ends) / 2]
     ]
     fixed = f" {', '.join(findings.fixed)} read no data: their masks never change." if findings.fixed else ""
+    inverse = [
+        f"{row['criterion']} at {percent(row['ratio'])}, {row['scope']}"
+        for row in findings.rows("masks", fixed=False)
+        if inverted(row)
+    ]
+    if inverse:
+        fixed += f" Inverted, halves agreeing more than resamples, so that it encloses nothing: {'; '.join(inverse)}."
     return Intervals(
         "Agreement of masks from other text of the same kind",
         values,
@@ -117,7 +129,28 @@ def _curves(findings: Findings) -> list[Part]:
             pairs = [(corpus, corpus, criterion) for corpus in findings.corpora]
             title = f"Each corpus alone: {criterion}, {percent(ratio)} removed"
             parts.append(_curve(findings, title, pairs, ratio, "disjoint", target))
-    return parts
+    return [*parts, _points(findings)]
+
+
+def _points(findings: Findings) -> Part:
+    """The learning curves of all the data in numbers, by every measure."""
+    kinds = {"disjoint": "another part", "full": "all the data"}
+    rows: list[list[Cell]] = [
+        [row["criterion"], percent(row["ratio"]), kinds[row["kind"]], round(tokens), *values]
+        for row in findings.rows("curves", scope=findings.whole)
+        for tokens, *values in zip(row["tokens"], *(row[measure] for measure in MEASURES), strict=True)
+    ]
+    columns = [
+        Column("criterion"), Column("removed"), Column("compared with"), Column("tokens", ",d"),
+        Column("agreement above chance", ".2f"), Column("Jaccard", ".2f"), Column("Kendall tau", ".2f"),
+        Column("rank-biased overlap", ".2f"),
+    ]  # fmt: skip
+    note = (
+        "A part of the data of so many tokens, compared with another that shares nothing with it, or with all the "
+        "data. Jaccard: of the sets of removed experts. Kendall tau: of the scores. Rank-biased overlap: of the orders "
+        "of removal, which weighs the first to go most. Means over layers and random orders of the chunks."
+    )
+    return Table("Learning curves in numbers", columns, rows, "curves.csv", note)
 
 
 def _curve(
@@ -128,7 +161,7 @@ def _curve(
         where = f"masks/{scope}/{criterion}/{ratio}/{kind}"
         agreed = findings.arrays[f"{where}.corrected"]
         mean, spread = agreed.mean(0), agreed.std(0)
-        x = [float(f"{tokens:.2g}") for tokens in findings.values(f"{where}.tokens")]
+        x = findings.values(f"{where}.tokens")
         lines.append(Line(name, x, mean.tolist(), (mean - spread).tolist(), (mean + spread).clamp_max(1).tolist()))
     notes = {
         "disjoint": "Two parts of that size without a common chunk: what other text would give. Ends at half the data.",
@@ -136,7 +169,7 @@ def _curve(
     }
     level = [(target, f"asked for: {target:g}")]
     note = f"{notes[kind]} Bands: standard deviation over random orders of the chunks."
-    return LinePlot(title, lines, "calibration tokens, about", AGREEMENT, True, RANGE, level, note, half=True)
+    return LinePlot(title, lines, "calibration tokens", AGREEMENT, True, RANGE, level, note, half=True)
 
 
 def _corpora(findings: Findings) -> list[Part]:
@@ -151,30 +184,39 @@ def _corpora(findings: Findings) -> list[Part]:
               for name in names),
         ])  # fmt: skip
     columns = [
-        Column("criterion"), Column("removed"), Column("above chance", ".2f"), Column("same corpus, from", ".2f"),
-        Column("to", ".2f"), Column("removed in common", ".2f"), Column("Spearman", ".2f"),
-        *(Column(f"only {name}") for name in names), *(Column(f"without {name}", ".1%") for name in names),
+        Column("criterion"), Column("removed"), Column("agreement above chance", ".2f"),
+        Column("same corpus, halves", ".2f"), Column("same corpus, resamples", ".2f"),
+        Column("removed by both", ".0%"), Column("rank correlation", ".2f"),
+        *(Column(f"kept by {name} only") for name in names),
+        *(Column(f"changed without {name}", ".1%") for name in names),
     ]  # fmt: skip
     note = (
-        "Means over every two corpora and layers. Above chance: agreement of their masks; same corpus: the bracket "
-        "of masks from other text of one corpus, which is what differences between corpora must be held against. "
-        "Removed in common: share of removed experts, not corrected for chance. Spearman: of the scores. Only: experts "
-        "that this corpus alone has kept. Without: share of the experts kept by all corpora that change if this one is "
-        "left out."
+        "Means over every two corpora and layers. Agreement: of their masks; same corpus: the bracket of masks from "
+        "other text of one corpus, which is what differences between corpora must be held against. Removed by both: "
+        "share of the removed experts, not corrected for chance. Rank correlation: Spearman's, of the scores. Kept "
+        "only: experts that the mask of this corpus keeps and no other's. Changed without: share of the experts kept "
+        "by all corpora that change if this one is left out."
     )
     table = Table("Masks of single corpora", columns, rows, "corpora.csv", note)
     titles = [f"{row['criterion']} at {percent(row['ratio'])} removed" for row in findings.rows("corpora")]
-    return [table, claims_table(findings), *_matrices(findings.rows("corpora"), titles)]
+    scores = findings.rows("corpora", ratio=findings.ratios[0])  # scores do not depend on the ratio
+    return [
+        table,
+        claims_table(findings),
+        *_matrices(findings.rows("corpora"), titles),
+        *_matrices(scores, [f"Rank correlation of scores: {row['criterion']}" for row in scores], "spearman"),
+    ]
 
 
-def _matrices(rows: Sequence[Row], titles: Sequence[str]) -> list[Part]:
-    """A matrix of agreement for each row, all with the same colours."""
-    matrices = [row["corrected_matrix"] for row in rows]
+def _matrices(rows: Sequence[Row], titles: Sequence[str], measure: str = "corrected") -> list[Part]:
+    """A matrix of agreement, or correlation, for each row, all with the same colours."""
+    unit = {"corrected": SHORT, "spearman": "Spearman"}[measure]
+    matrices = [row[f"{measure}_matrix"] for row in rows]
     low = min((value for matrix in matrices for line in matrix for value in line if value is not None), default=0.0)
     parts: list[Part] = []
     for row, title in zip(rows, titles, strict=True):
         names = list(map(str, row["names"]))
-        parts.append(Matrix(title, names, names, row["corrected_matrix"], SHORT, min(low, 0.0), half=True))
+        parts.append(Matrix(title, names, names, row[f"{measure}_matrix"], unit, min(low, 0.0), half=True))
     return parts
 
 
@@ -195,9 +237,9 @@ def _again(findings: Findings) -> list[Part]:
             values = ", ".join(map(str, findings.rows(kind)[0]["names"]))
             columns = [
                 Column("corpora"), Column("criterion"), Column("removed"), Column("text in common", ".0%"),
-                Column("above chance", ".2f"),
-                Column("bracket, from", ".2f"), Column("to", ".2f"), Column("removed in common", ".2f"),
-                Column("Spearman", ".2f"),
+                Column("agreement above chance", ".2f"), Column("bracket, halves", ".2f"),
+                Column("bracket, resamples", ".2f"), Column("removed by both", ".0%"),
+                Column("rank correlation", ".2f"),
             ]  # fmt: skip
             note = (
                 "Means over every two observations and over layers, beside the bracket from the first of them, which "

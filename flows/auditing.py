@@ -1,27 +1,37 @@
 """The audit flow: how much masks depend on the calibration data, and what that comes to in perplexity."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from prefect import flow
 
-from flows.audit_chain import AuditChain, Audited
-from flows.audit_consequence import Consequence, consequences
+from flows.audit_chain import BASE, AuditChain, Audited
+from flows.audit_consequence import Consequence, between_criteria, between_resamples, consequences, mean_perplexity
 from flows.audit_findings import Findings, read_findings
 from flows.audit_recipe import AuditRecipe, to_yaml
 from flows.chain import Sources
 from flows.engine import Engine, push
 from flows.notifying import notify
 from flows.outcome import Outcome, Record
-from flows.preflight import preflight
+from flows.pages import check_path
+from flows.preflight import observation_bytes, preflight
 from flows.running import quiet
+from flows.sweep_planning import SweepPlan, counts
+from flows.walk import look_up
+from moeprune.configs import read_config, read_routing
 from moeprune.errors import BadInput
+from moeprune.file_plan import read_file_plan
+from moeprune.masks import number_kept, ratio_kept
+from tasks import comparison, download
 from tasks.artifacts import Store
-from tasks.recording import Run
+from tasks.identity import key_of
 from tasks.tracking import Tracker
 
 REPORT = "report.html"
+TAGGED = ("download", "calibrate", "observe", "score", "audit")
+"""Stages whose results the run is tagged with; of those of measured masks, which may be hundreds, children tell."""
 HEADLINE = {"stability": "index", "stability_halves": "halves", "edge_experts": "edge", "budget": "budget_disjoint"}
 """Names of metrics, and the keys of rows they are of."""
 
@@ -54,9 +64,9 @@ def audit_model(recipe: AuditRecipe, name: str = "audit", report: Path | None = 
         assert made.audit is not None
         findings = read_findings(store.folder(made.audit))
         measured = consequences(made, findings, store)
-        written = report or store.root / "reports" / f"audit-{made.audit.key[:8]}.html"
+        written = report or store.root / "reports" / f"audit-{_key(outcome.records)}.html"
         found = AuditOutcome(name, run.id, outcome.records, made, findings, measured, written)
-        _remember(found, run)
+        _remember(found, engine, recipe.download.source)
         push(Path.cwd())
     return found
 
@@ -64,35 +74,65 @@ def audit_model(recipe: AuditRecipe, name: str = "audit", report: Path | None = 
 def check(recipe: AuditRecipe, store: Store) -> Sources:
     """Find every source and refuse what cannot work, before any work. BadInput as `preflight`."""
     found = [preflight(one, store, Path.cwd()) for one in recipe.pruning()]
+    model, files, trusted = found[0].model, found[0].files, recipe.download.trust_remote_code
+    folder = files.folder if files else download.read_config_folder(model)
+    routing = read_routing(read_config(folder, trusted))
+    for ratio in recipe.audit.ratios:
+        if number_kept(ratio, routing.experts) == routing.experts:
+            raise BadInput(
+                f"audit.ratios: {ratio} of {routing.experts} experts removes none: the least that removes one is "
+                f"{ratio_kept(routing.experts - 1, routing.experts)}"
+            )
+    if files is not None:
+        drawn = [recipe.calibrate, *(one for kind in recipe.calibrations().values() for one in kind.values())]
+        distinct = [one for place, one in enumerate(drawn) if one not in drawn[:place]]
+        plan = read_file_plan(files, trusted)
+        store.check_space(sum(observation_bytes(one, recipe.observe, files, plan) for one in distinct))
     return found[0]
+
+
+def plan_audit(recipe: AuditRecipe) -> SweepPlan:
+    """What an audit would run; nothing is run. BadInput as for the audit."""
+    store = Store(recipe.runtime.store)
+    sources = check(recipe, store)
+    wanted, _ = look_up(lambda do: AuditChain(recipe, sources, store, do).run(), store)
+    return SweepPlan(1, 0, counts(wanted))
 
 
 def audit_once(recipe: AuditRecipe, name: str, report: Path | None = None) -> AuditOutcome:
     """One audit. What can be refused is refused before Prefect is started."""
     quiet()
-    if report is not None and report.suffix != ".html":
-        raise BadInput(f"--report {report}: a report is an HTML file: give a name that ends in .html")
+    if report is not None:
+        check_path(report)
     store = Store(recipe.runtime.store)
     Tracker(store).check()
     check(recipe, store)
     return audit_model(recipe, name, report)
 
 
-def _remember(found: AuditOutcome, run: Run) -> None:
-    """Log the headline numbers, the summary in words and the report; write the report."""
+def _key(records: Sequence[Record]) -> str:
+    """Of all that an audit has read: one with other measured masks is another."""
+    return key_of("report", "", {}, {record.step.title: record.artifact.digest for record in records})[:8]
+
+
+def _remember(found: AuditOutcome, engine: Engine, source: str) -> None:
+    """Log the headline numbers, the model audited, versions, the summary in words and the report; write the report."""
     from flows.audit_report import page_of
     from flows.audit_words import in_words
 
+    run, made = engine.run, found.made
+    assert made.base is not None
+    model = run.log_model("base", made.base.digest, Path(source).name, {"source": source})
+    if made.report is not None:
+        report = json.loads((engine.store.folder(made.report) / comparison.REPORT).read_text())
+        run.log_metrics(report["metrics"], BASE, engine.children[f"evaluate {BASE}"], model)
     run.log_metrics(_headline(found), "audit")
     page = page_of(found.findings, found.consequences, found.name, f"moeprune audit {found.name}.yaml")
     page.write(found.report)
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / REPORT
-        copy.write_bytes(found.report.read_bytes())
-        run.log_file(copy)
+    run.log_text(page.html(), REPORT)
     run.log_text(in_words(found.findings, found.consequences) + "\n", "summary.txt")
-    assert found.made.audit is not None
-    run.tag({"artifact.audit": found.made.audit.path})
+    run.tag({f"dvc.{title}": version.md5 for title, version in engine.outcome.versions.items()})
+    run.tag({f"artifact.{one.step.title}": one.artifact.path for one in found.records if one.step.stage in TAGGED})
 
 
 def _headline(found: AuditOutcome) -> dict[str, dict[str, float | None]]:
@@ -104,5 +144,10 @@ def _headline(found: AuditOutcome) -> dict[str, dict[str, float | None]]:
     }
     for one in found.consequences:
         named = f"{one.criterion}/{one.ratio}/consequence"
-        numbers |= {f"{named}/spread": one.spread, f"{named}/correlation": one.correlation}
+        numbers |= {f"{named}/spread": one.spread, f"{named}/accuracy_spread": one.accuracy_spread}
+        numbers |= {f"{named}/{mask.label}/log_perplexity": mean_perplexity(mask.damage) for mask in one.masks}
+    tests = {"resamples": between_resamples(found.consequences), "criteria": between_criteria(found.consequences)}
+    for name, test in tests.items():
+        if test is not None:
+            numbers |= {f"between_{name}/rho": test.rho, f"between_{name}/p": test.p}
     return {name: {"value": value} for name, value in numbers.items()}

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
@@ -75,14 +75,26 @@ def init(folder: Path = Path(), /) -> None:
         print(line)
 
 
+def _content(recipe: Path, changes: tuple[str, ...]) -> dict[str, Any]:
+    """What a recipe's file says; BadInput if it is an audit's, whose lists are no axes."""
+    from flows.recipe import read_yaml
+
+    content = read_yaml(recipe, changes)
+    if "audit" in content:
+        raise BadInput(
+            f"{recipe}: this is an audit, as it has a section `audit`: run it with `moeprune audit {recipe}`"
+        )
+    return content
+
+
 @app.command
 def run(recipe: Recipe, /, *, changes: Changes = (), as_json: Json = False) -> None:
     """Prune one model by one recipe, measure it, and show what it costs."""
     from flows import show
-    from flows.recipe import read_recipe
+    from flows.recipe import parse_recipe
     from flows.running import run_once
 
-    read = read_recipe(recipe, changes)
+    read = parse_recipe(_content(recipe, changes), str(recipe))
     outcome = run_once(read, recipe.stem)
     show.outcome(read, outcome)
     if as_json:
@@ -91,17 +103,21 @@ def run(recipe: Recipe, /, *, changes: Changes = (), as_json: Json = False) -> N
 
 @app.command
 def plan(recipe: Recipe, /, *, changes: Changes = ()) -> None:
-    """Show what a run would do and why, with keys, disk and memory; of a sweep, how few stages it comes to.
+    """Show what a run would do and why, with keys, disk and memory; of a sweep or an audit, how few stages it comes to.
 
     Runs nothing.
     """
-    from flows import grid, show, show_sweep
+    from flows import grid, show, show_audit, show_sweep
+    from flows.audit_recipe import read_audit
+    from flows.auditing import plan_audit
     from flows.planning import make_plan
     from flows.recipe import parse_recipe, read_yaml
     from flows.running import plan_sweep
 
     content = read_yaml(recipe, changes)
-    if grid.is_sweep(content):
+    if "audit" in content:
+        show_audit.plan(plan_audit(read_audit(recipe, changes)))
+    elif grid.is_sweep(content):
         show_sweep.plan(plan_sweep(content, recipe))
     else:
         show.plan(make_plan(parse_recipe(content, str(recipe))))
@@ -131,14 +147,14 @@ def sweep(
     left: what is done is not done again.
     """
     from flows import show_sweep, sweep_report, sweep_table
-    from flows.recipe import read_yaml
+    from flows.pages import check_path
     from flows.running import sweep_once
 
     if table is not None:
         sweep_table.check_table(table)
     if report is not None:
-        sweep_report.check(report)
-    result = sweep_once(read_yaml(recipe, changes), recipe, max_parallel)
+        check_path(report)
+    result = sweep_once(_content(recipe, changes), recipe, max_parallel)
     sweep_table.show(result)
     if table is not None:
         sweep_table.write_table(result, table, f"moeprune sweep {recipe}")

@@ -9,9 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from prefect import task
+from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
 
 from flows.outcome import Outcome, Record
 from flows.recipe import Recipe
@@ -69,8 +68,9 @@ class Engine:
         artifact: Artifact = hit or made
         manifest = self.store.manifest(artifact)
         seconds = time.monotonic() - started
-        ours = manifest["producer"]["flow_run"] == flow_run.id  # else another flow made it while this one waited
-        record = Record(step, artifact, "miss" if ours and not hit else "hit", seconds, manifest["producer"]["seconds"])
+        # Another flow run may have made it while this one waited: the miss is then that one's.
+        missed = hit is None and manifest["producer"]["flow_run"] == runtime.flow_run.id
+        record = Record(step, artifact, "miss" if missed else "hit", seconds, manifest["producer"]["seconds"])
         self.outcome.records.append(record)
         say(f"{record.cache:4}  {step.title:28} {record.seconds:7.1f} s  {self.whose}".rstrip())
         with TemporaryDirectory() as folder:

@@ -64,8 +64,13 @@ def budget(recipe: Recipe) -> str:
     """How much is removed, in words."""
     mask = recipe.mask
     if recipe.sparse:
-        return f"{mask.sparsity:.0%} of weights" if isinstance(mask.sparsity, float) else f"{mask.sparsity} of weights"
-    return f"{mask.ratio:.0%}" if mask.ratio is not None else f"to {mask.keep or mask.bytes}"
+        return f"{percent(mask.sparsity) if isinstance(mask.sparsity, float) else mask.sparsity} of weights"
+    return percent(mask.ratio) if mask.ratio is not None else f"to {mask.keep or mask.bytes}"
+
+
+def percent(ratio: float) -> str:
+    """A fraction, such as `25%` and `12.5%`."""
+    return f"{100 * ratio:g}%"
 
 
 def axes(recipes: list[Recipe]) -> dict[str, str]:

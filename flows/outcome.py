@@ -37,6 +37,8 @@ class Outcome:
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
     """The models whose memory is computed, not measured: those of virtual masks."""
+    pooled: dict[str, list[str]] = field(default_factory=dict)
+    """The metrics of groups of tasks that pool questions, by the metrics pooled."""
     versions: dict[str, versioning.Version] = field(default_factory=dict)
 
     def measure(self, store: Store) -> None:
@@ -45,6 +47,7 @@ class Outcome:
         for of, folder in folders.items():
             content = json.loads((folder / comparison.REPORT).read_text())
             self.metrics[of], self.memory[of] = content["metrics"], content["memory"]
+            self.pooled |= content["pooled"]
             if content["memory_known"] == "computed":
                 self.computed.add(of)
         for of, delta in self.deltas():
@@ -65,7 +68,6 @@ class Entry:
     recipe: Recipe
     outcome: Outcome | None = None
     error: str | None = None
-    run_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ from flows.page_lines import Line, LinePlot
 from flows.page_maps import HeatMap, Matrix
 from flows.page_points import Interval, Intervals, Pareto, Point
 from flows.page_table import Column, Measured, Table
+from moeprune.errors import BadInput
+from tasks.artifacts import replace_text
 
 __all__ = [
     "Column", "HeatMap", "Interval", "Intervals", "Line", "LinePlot", "Matrix", "Measured", "Page", "Paragraph",
@@ -86,9 +88,9 @@ class Page:
     note: str = ""
 
     def write(self, path: Path) -> None:
-        """Write the page as one file, making its folder."""
+        """Write the page as one file, making its folder. Who reads it sees the old or the new page, never a part."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8", newline="\n")
+        replace_text(path, self.html())
 
     def html(self) -> str:
         """The whole file."""
@@ -110,6 +112,12 @@ class Page:
             f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main>\n{body}\n</main>\n'
             f"<script>\n{_asset('page.js')}</script>\n</body>\n</html>\n"
         )
+
+
+def check_path(path: Path) -> None:
+    """Refuse a report's path before the long work."""
+    if path.suffix != ".html":
+        raise BadInput(f"--report {path}: a report is an HTML file: give a name that ends in .html")
 
 
 def _section(section: Section, number: int) -> str:

@@ -16,7 +16,7 @@ from moeprune.inspection import written
 from moeprune.meta import meta_model
 from moeprune.schema import Plan, read_plan
 from moeprune.sizes import pruned_bytes
-from tasks import calibrate, download, harness, mask
+from tasks import calibrate, download, harness, mask, observe
 from tasks.artifacts import Store
 from tasks.headers import headers_on_hub
 from tasks.hub_refusals import HubUnavailable
@@ -110,11 +110,18 @@ def disk_needed(recipe: Recipe, checkpoint: Checkpoint, plan: Plan, keep: int) -
     if recipe.distill is not None:  # the result, and the weights with two moments, in float32, twice while replaced
         size += 13 * size
     if recipe.uses_corpora and recipe.calibrate is not None:
-        cells = len(plan.layers) * plan.experts  # a chunk has nine moments, a count and four more sums of each
-        width = checkpoint.config.get("hidden_size", 0)
-        per_corpus = recipe.calibrate.chunks * cells * 8 * 14 + recipe.calibrate.tokens * 8
-        per_corpus += cells * 8 * width * ("vectors" in recipe.observe.sums)
-        per_corpus += cells * 8 * plan.experts * 2 * ("pairs" in recipe.observe.sums)
-        per_corpus += cells * 8 * width * 4 * ("inputs" in recipe.observe.sums)
-        size += 2 * per_corpus * len(recipe.calibrate.corpora)
+        size += observation_bytes(recipe.calibrate, recipe.observe, checkpoint, plan)
     return size
+
+
+def observation_bytes(
+    drawn: calibrate.CalibrateParams, asked: observe.ObserveParams, checkpoint: Checkpoint, plan: Plan
+) -> int:
+    """Bytes of the tokens and statistics of every corpus, and of the copies that keep progress."""
+    cells = len(plan.layers) * plan.experts  # a chunk has nine moments, a count and four more sums of each
+    width = checkpoint.config.get("hidden_size", 0)
+    per_corpus: int = drawn.chunks * cells * 8 * 14 + drawn.tokens * 8
+    per_corpus += cells * 8 * width * ("vectors" in asked.sums)
+    per_corpus += cells * 8 * plan.experts * 2 * ("pairs" in asked.sums)
+    per_corpus += cells * 8 * width * 4 * ("inputs" in asked.sums)
+    return 2 * per_corpus * len(drawn.corpora)

@@ -15,15 +15,8 @@ from flows.sweeping import failure
 
 def plan(result: SweepPlan) -> None:
     """How many stages are wanted and how few they are."""
-    table = Table(title="plan of a sweep")
-    for column in ("stage", "wanted", "distinct", "in the store", "to run"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for word, count in result.stages.items():
-        table.add_row(word, *_numbers(count))
-    table.add_section()
+    console.print(stages(result, "plan of a sweep"))
     total = result.total
-    table.add_row("all", *_numbers(total))
-    console.print(table)
     if result.repeated:
         console.print(f"listed twice and run once: {result.repeated} of {result.recipes + result.repeated} recipes")
     console.print(
@@ -33,6 +26,18 @@ def plan(result: SweepPlan) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def stages(result: SweepPlan, title: str) -> Table:
+    """A row for each kind of stage, and one for all."""
+    table = Table(title=title)
+    for column in ("stage", "wanted", "distinct", "in the store", "to run"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for word, count in result.stages.items():
+        table.add_row(word, *_numbers(count))
+    table.add_section()
+    table.add_row("all", *_numbers(result.total))
+    return table
 
 
 def _numbers(count: Count) -> list[str]:

@@ -1,11 +1,11 @@
-"""What a sweep would run: how many stages its recipes want, and how few those are."""
+"""What a sweep or an audit would run: how many stages are wanted, and how few those are."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flows.walk import Walk, Wanted
 
-STAGES = ("download", "calibrate", "observe", "score", "mask", "prune", "distill", "evaluate")
+STAGES = ("download", "calibrate", "observe", "score", "audit", "resample", "mask", "prune", "distill", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Count:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The counts by stage, of so many recipes, some of which were listed twice."""
+    """The counts by stage, of so many recipes, some of which were listed twice; of one audit."""
 
     recipes: int
     repeated: int
@@ -42,9 +42,13 @@ class SweepPlan:
 
 def plan_of(walks: list[Walk], repeated: int = 0) -> SweepPlan:
     """Count the stages of walks."""
-    wanted = [stage for walk in walks for stage in walk.wanted]
+    return SweepPlan(len(walks), repeated, counts([stage for walk in walks for stage in walk.wanted]))
+
+
+def counts(wanted: list[Wanted]) -> dict[str, Count]:
+    """Of each kind of stage that is wanted."""
     stages = {word: _count(stage for stage in wanted if stage.step.stage == word) for word in STAGES}
-    return SweepPlan(len(walks), repeated, {word: count for word, count in stages.items() if count.wanted})
+    return {word: count for word, count in stages.items() if count.wanted}
 
 
 def _count(stages: Iterable[Wanted]) -> Count:

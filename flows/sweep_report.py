@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from flows.outcome import Sweep
-from flows.pages import Column, Interval, Intervals, Measured, Page, Paragraph, Pareto, Part, Point, Section, Table
-from flows.sweep_findings import Measure, Method, draws_of, estimate, measures_of, methods_of, outside
-from flows.sweep_table import Row, rows_of, told_apart
+from flows.pages import Column, Interval, Intervals, Page, Paragraph, Pareto, Part, Point, Section, Table
+from flows.sweep_findings import Measure, Method, cell, draws_of, measures_of, methods_of
+from flows.sweep_rows import Row, rows_of
 from flows.sweep_words import in_words, removed
-from moeprune.errors import BadInput
 
 MB = 1e6
 ROWS = 40
@@ -19,48 +18,53 @@ SEVERAL = 4
 """Tasks that have plots of their own; of more, the mean alone is drawn."""
 
 
-def check(path: Path) -> None:
-    """Refuse a report's path before the long work."""
-    if path.suffix != ".html":
-        raise BadInput(f"--report {path}: a report is an HTML file: give a name that ends in .html")
-
-
 def write_report(result: Sweep, path: Path, command: str) -> None:
-    """Write a sweep's report, making its folder; BadInput if nothing was measured.
+    """Write a sweep's report, making its folder, if anything was measured.
 
     `command` is how the sweep was run, for the reader.
     """
-    check(path)
-    rows = list(told_apart(list(rows_of(result))))
-    if not rows:
-        raise BadInput(f"--report {path}: the sweep has measured nothing: give its recipe a section evaluate")
-    base = result.outcomes[0].memory["base"]["weights"]
-    page_of(rows, base, result.name, command, len(result.failed)).write(path)
+    if page := report_of(result, command):
+        page.write(path)
 
 
-def page_of(rows: Sequence[Row], base: int, name: str, command: str, failed: int = 0) -> Page:
-    """The page of a sweep's rows; `base` is the bytes of the unpruned model's weights in memory."""
-    perplexity, accuracy = measures_of(rows)
-    measures = [*perplexity, *accuracy]
-    methods = methods_of(rows, measures[0])
-    missing = f"{failed} of the sweep's recipes failed and are missing here. " if failed else ""
-    drawn = perplexity + (accuracy if len(accuracy) <= SEVERAL + 1 else accuracy[:1])
-    against = [_pareto(methods, kind[0], base) for kind in (perplexity, accuracy) if kind]
-    return Page(
-        f"Sweep: {name}",
-        missing + in_words(methods, perplexity, accuracy),
-        [
-            Section("Damage against memory", against),
-            Section("Differences from the unpruned model", [_how_to_read(methods), *_intervals(methods, drawn)]),
-            Section("Every method", [_table(methods, measures, name)]),
-        ],
-        f"Made by `{command}`.",
-    )
+def report_of(result: Sweep, command: str) -> Page | None:
+    """The page of a sweep; None if nothing was measured."""
+    rows = rows_of(result)
+    return page_of(rows, result.name, command, len(result.failed)) if rows else None
+
+
+def page_of(rows: Sequence[Row], name: str, command: str, failed: int = 0) -> Page:
+    """The page of a sweep's rows: what each unpruned model has come to."""
+    missing = [f"{failed} of the sweep's recipes failed and are missing here."] if failed else []
+    words: list[str] = []
+    sections: list[Section] = []
+    for base in dict.fromkeys(sorted(row.base for row in rows)):
+        own = [row for row in rows if row.base == base]
+        perplexity, accuracy = measures_of(own)
+        measures = [*perplexity, *accuracy]
+        methods = methods_of(own, measures[0] if measures else None)
+        drawn = perplexity + (accuracy if len(accuracy) <= SEVERAL + 1 else accuracy[:1])
+        against = [_pareto(methods, kind[0], own[0].dense) for kind in (perplexity, accuracy) if kind]
+        of = f": {base}" if base else ""
+        if measures:
+            words.append(in_words(methods, perplexity, accuracy))
+            sections += [
+                Section(f"Damage against memory{of}", against),
+                Section(
+                    f"Differences from the unpruned model{of}", [_how_to_read(methods), *_intervals(methods, drawn)]
+                ),
+            ]
+        file = f"{name}-{base}".replace("/", "-") if base else name
+        sections.append(Section(f"Every method{of}", [_table(methods, measures, file)]))
+    summary = "\n".join([*missing, *filter(None, words)]) or "Neither perplexity nor accuracy was measured."
+    return Page(f"Sweep: {name}", summary, sections, f"Made by `{command}`.")
 
 
 def _pareto(methods: list[Method], measure: Measure, base: int) -> Pareto:
     points = [
-        Point(method.name, removed(method.budget), _weights(method), *_ends(method, measure)) for method in methods
+        Point(method.name, removed(method.budget), _weights(method), found.value, found.low, found.high)
+        for method in methods
+        if (found := method.estimate(measure))
     ]
     dense = " Zeros inside experts save nothing of it." if any("weights" in method.budget for method in methods) else ""
     return Pareto(
@@ -77,16 +81,12 @@ def _pareto(methods: list[Method], measure: Measure, base: int) -> Pareto:
     )
 
 
-def _ends(method: Method, measure: Measure) -> tuple[float, float | None, float | None]:
-    found = method.estimate(measure)
-    return found.value, found.low, found.high
-
-
 def _how_to_read(methods: list[Method]) -> Paragraph:
     text = (
         "Differences are paired: the same documents and questions, before and after. Bars are 95% intervals, each for "
         "itself: of many, about one in twenty misses the true value. They hold the error of the evaluation, not that "
-        "of the calibration: other text may keep other experts."
+        "of the calibration: other text may keep other experts. Two methods whose intervals overlap may differ all the "
+        "same: `moeprune runs compare` compares their models pair by pair."
     )
     if any(method.random for method in methods):
         text += (
@@ -103,7 +103,7 @@ def _intervals(methods: list[Method], measures: Iterable[Measure]) -> list[Part]
     groups = [removed(budget) for budget in dict.fromkeys(method.budget for method in methods)]
     parts: list[Part] = []
     for measure in measures:
-        draws = {method.budget: draws_of(methods, method.budget, measure) for method in methods}
+        draws = {method.budget: draws_of(methods, method, measure) for method in methods}
         bands = [(removed(budget), min(found), max(found)) for budget, found in draws.items() if len(found) > 1]
         for number, page in enumerate(pages):
             values = [
@@ -111,7 +111,7 @@ def _intervals(methods: list[Method], measures: Iterable[Measure]) -> list[Part]
                 for name in page
                 for method in methods
                 if method.name == name
-                for found in (estimate(row, measure) for row in method.rows)
+                for found in method.each(measure)
             ]
             more = f" ({number + 1} of {len(pages)})" if len(pages) > 1 else ""
             unit = f"Δ {measure.title} ({measure.unit})"
@@ -136,8 +136,8 @@ def _table(methods: list[Method], measures: list[Measure], name: str) -> Table:
     rows = [
         [
             method.budget,
-            method.name + (f" ({len(method.rows)} seeds)" if len(method.rows) > 1 else ""),
-            *(_cell(method, measure, draws_of(methods, method.budget, measure)) for measure in single),
+            method.title,
+            *(cell(methods, method, measure) for measure in single),
             _weights(method),
             _peak(method),
             mean(row.seconds for row in method.rows),
@@ -152,16 +152,6 @@ def _table(methods: list[Method], measures: list[Measure], name: str) -> Table:
         "which is shared."
     )
     return Table("Every method, the best first", columns, rows, f"{name}.csv", note)
-
-
-def _cell(method: Method, measure: Measure, draws: list[float]) -> Measured:
-    each = [estimate(row, measure) for row in method.rows]
-    if len(each) > 1:
-        values = [one.value for one in each]
-        return Measured(mean(values), stdev(values), "s.d.")
-    (one,) = each
-    mark = {-1: "▼", 1: "▲"}.get(outside(one, draws), "")
-    return Measured(one.value, None if one.high is None else one.high - one.value, mark)
 
 
 def _weights(method: Method) -> float:

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from prefect import flow
@@ -159,9 +158,10 @@ def _remember(result: Sweep, parent: Run) -> None:
     )
     if lines := sweep_table.table_of(result):
         parent.log_text(sweep_table.markdown(lines), "table.md")
-        with TemporaryDirectory() as folder:
-            report = Path(folder) / "report.html"
-            sweep_report.write_report(result, report, f"moeprune sweep {result.name}.yaml")
-            parent.log_file(report)
+    try:
+        if page := sweep_report.report_of(result, f"moeprune sweep {result.name}.yaml"):
+            parent.log_text(page.html(), "report.html")
+    except Exception as error:  # hours of work are not lost for want of a page about them
+        say(f"the report cannot be made: {type(error).__name__}: {error}")
     if result.failed:
         parent.fail(failure(result))

@@ -1,12 +1,16 @@
 """The chain walked without running it: what a recipe wants, and what of it is in the store."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from flows.chain import Products, Sources, chain
+from flows.chain import Do, Products, Sources, chain
 from flows.recipe import Recipe
 from tasks.artifacts import Artifact, Step, Store
 from tasks.identity import key_of
+
+Made = TypeVar("Made")
 
 
 class Promise(Artifact):
@@ -48,10 +52,15 @@ class Walk:
 
 def walk(recipe: Recipe, sources: Sources, store: Store) -> Walk:
     """Look every stage up."""
+    return Walk(*look_up(partial(chain, recipe, sources, store), store))
+
+
+def look_up(run: Callable[[Do], Made], store: Store) -> tuple[list[Wanted], Made]:
+    """The stages that a chain wants, and what it makes of results and promises; `run` walks it by a `do`."""
     found: list[Wanted] = []
     origins: dict[str, str] = {}
 
-    def look_up(work: Any, step: Step, **arguments: Any) -> Artifact | None:
+    def do(work: Any, step: Step, **arguments: Any) -> Artifact | None:
         # The base model is the one input that may be None: what reads its files must do without it until it is there.
         base = found[0].origin if found else ""
         inputs = {name: origins[entry.path] if entry else base for name, entry in step.inputs.items()}
@@ -63,5 +72,5 @@ def walk(recipe: Recipe, sources: Sources, store: Store) -> Walk:
         origins[result.path] = origin
         return None if artifact is None and step.stage == "download" else result
 
-    made = chain(recipe, sources, store, look_up)
-    return Walk(found, made)
+    made = run(do)
+    return found, made

@@ -7,20 +7,22 @@ they last. In a process of its own a stage does what it would do alone, to the b
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
+from io import TextIOBase
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, TextIO
 
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows.engine import Execute
+from flows.engine import Execute, say
 from tasks.artifacts import Artifact
 
 
@@ -74,7 +76,22 @@ class _Worker:
         self._runner.__enter__()
 
     def execute(self, work: Any, arguments: dict[str, Any]) -> Artifact:
-        """Run a Prefect task there. RuntimeError if the process ended meanwhile; the next task gets a new one."""
+        """Run a Prefect task there; once more, in a new process, if the first ended meanwhile.
+
+        RuntimeError if the second ends as well; the next task gets a new one.
+        """
+        try:
+            return self._try(work, arguments)
+        except BrokenExecutor:
+            say("a worker ended without a word: what it was doing is tried once more")
+        try:
+            return self._try(work, arguments)
+        except BrokenExecutor as error:
+            raise RuntimeError(
+                "two processes that ran it ended without a word: killed, perhaps, for want of memory"
+            ) from error
+
+    def _try(self, work: Any, arguments: dict[str, Any]) -> Artifact:
         try:
             with temporary_settings({PREFECT_API_URL: self._api}):  # else each worker would start a server of its own
                 running = self._runner.submit(work, arguments)
@@ -84,9 +101,7 @@ class _Worker:
                 raise KeyboardInterrupt from error
             self.close()
             self._open()
-            raise RuntimeError(
-                "the process that ran it ended without a word: killed, perhaps, for want of memory"
-            ) from error
+            raise
         return made
 
     def stop(self) -> None:
@@ -100,13 +115,28 @@ class _Worker:
         self._held.close()
 
 
+class Lines(TextIOBase):
+    """A stream that writes whole lines only: bars of several processes, drawn over one another, cannot be read."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text as lines of its own, unless it only moves a cursor or blanks."""
+        if text.strip():
+            self._stream.write(text.strip("\r\n") + "\n")
+            self._stream.flush()
+        return len(text)
+
+
 def _begin(orders: Connection, threads: int | None) -> None:
     """Runs first in a worker: it ends with the process that started it, and leaves interrupting to it."""
+    os.setpgrp()  # it and what it starts are one group, which the terminal does not interrupt
+    sys.stderr = Lines(sys.stderr)
     import torch
 
     from flows.running import quiet
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with, args=(orders,), daemon=True).start()
     if threads:
         torch.set_num_threads(threads)
@@ -118,4 +148,4 @@ def _end_with(orders: Connection) -> None:
         orders.recv()
     except EOFError:
         logging.shutdown()
-        os._exit(1)
+        os.killpg(0, signal.SIGKILL)  # with what measures memory for it

@@ -1,14 +1,16 @@
 """Masks and scores of several texts, draws or criteria, set side by side."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from moeprune.agreement import chance_corrected, overlap, pairwise, spearman_rho
-from moeprune.combining import combine
+from moeprune.combining import combine, ranks
 from moeprune.corpus import Corpus
 from moeprune.resampling import Score
 from moeprune.routing import Routing
@@ -74,17 +76,41 @@ def _tokens_by_document(corpus: Corpus) -> Counter[int]:
     return found
 
 
-def rank_test(one: Sequence[float], other: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """(Spearman's rank correlation, how often shuffled values correlate as much or more).
+@dataclass(frozen=True)
+class RankTest:
+    """A rank correlation, its two-sided p-value, and of how many pairs in how many strata it is."""
 
-    The second is the two-sided p-value of a permutation test with `PERMUTATIONS` shuffles, the values themselves
-    counted as one of them. Both are NaN if all values of a list are equal.
+    rho: float
+    p: float
+    pairs: int
+    strata: int
+
+
+def rank_test(
+    one: Sequence[float], other: Sequence[float], strata: Sequence[Hashable], seed: int = 0
+) -> RankTest | None:
+    """Whether values go together within strata, whatever differs between those.
+
+        rho = sum_s Sxy_s / sqrt(sum_s Sxx_s sum_s Syy_s)        S: of ranks within stratum s, around their mean
+
+    Of a single stratum that is Spearman's correlation. Ranks are in [0, 1], so that a stratum counts as many times as
+    it has pairs. The p-value is that of a permutation test: how often values shuffled within their strata correlate
+    as much or more, in `PERMUTATIONS` shuffles, the values themselves counted as one of them. A stratum of one pair
+    says nothing and is left out. None if there is no other, or if nothing varies within strata.
     """
-    x, y = torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
-    rho = spearman_rho(x, y)
-    if rho.isnan():
-        return float("nan"), float("nan")
-    shuffled = torch.rand(PERMUTATIONS, len(y), generator=torch.Generator().manual_seed(seed)).argsort(1)
-    drawn = spearman_rho(x.expand(PERMUTATIONS, -1), y[shuffled])
-    as_large = int((drawn.abs() >= rho.abs() - 1e-12).sum())
-    return float(rho), (as_large + 1) / (PERMUTATIONS + 1)
+    groups: dict[Hashable, list[int]] = {}
+    for place, stratum in enumerate(strata):
+        groups.setdefault(stratum, []).append(place)
+    generator = torch.Generator().manual_seed(seed)
+    both, var_x, var_y = torch.zeros(PERMUTATIONS + 1, dtype=torch.float64), 0.0, 0.0
+    places = [own for own in groups.values() if len(own) > 1]
+    for own in places:
+        x, y = (ranks(torch.tensor(values, dtype=torch.float64)[own]) - 0.5 for values in (one, other))
+        shuffled = torch.rand(PERMUTATIONS, len(own), generator=generator).argsort(1)
+        both = both + (torch.cat([y[None], y[shuffled]]) * x).sum(1)
+        var_x, var_y = var_x + float(x.square().sum()), var_y + float(y.square().sum())
+    if var_x * var_y == 0:
+        return None
+    found = both / sqrt(var_x * var_y)
+    as_large = int((found.abs() >= found[0].abs() - 1e-12).sum())
+    return RankTest(float(found[0]), as_large / len(found), sum(map(len, places)), len(places))

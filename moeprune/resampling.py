@@ -110,11 +110,19 @@ class Resampling:
             yield Block(where, chunks, replicates, whole)
 
     def block_scores(self, name: str, block: Block) -> Float64[Tensor, "R l E"]:
-        """The scores of each replicate in a block's layers by one of the criteria."""
+        """The scores of each replicate in a block's layers by one of the criteria.
+
+        BadInput if some are not numbers, though those of all the data are: a replicate may hold no token of an expert.
+        """
         if self.how == "pooled":
             scores = self.criteria[name](block.whole[0])
         else:
             scores, _ = combine(self.criteria[name], block.whole, self.how, self.weights)
+        if scores.isnan().any():
+            raise BadInput(
+                f"audit: criterion '{name}' gives scores that are not numbers for some parts of the data, such as "
+                "those without a token of some expert: leave the criterion out of the audit"
+            )
         return scores.reshape(len(block.replicates[0]), -1, scores.shape[-1])
 
     def _planes(self) -> int:

@@ -1,6 +1,6 @@
 """What an audit is told: section `audit` of its recipe."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -62,6 +62,8 @@ class ConsequenceParams(Params):
     """One of audit.ratios."""
     masks: int = Field(8, ge=2)
     """Resamples."""
+    corpora: bool = True
+    """Whether masks of each corpus alone are measured, too."""
 
 
 class AuditParams(Params):
@@ -89,23 +91,18 @@ class AuditParams(Params):
     """Agreement above chance that the smallest budget is to reach."""
     seeds: tuple[int, ...] = ()
     """Further seeds to calibrate with: each corpus is drawn and observed again."""
-    sequence_lengths: tuple[int, ...] = ()
+    sequence_lengths: tuple[Annotated[int, Field(gt=1)], ...] = ()
     """Further lengths of blocks to calibrate with: each corpus is observed again."""
     consequence: tuple[ConsequenceParams, ...] = ()
     """Masks to measure, by section evaluate; one, or a list."""
 
-    @field_validator("criteria", mode="before")
+    @field_validator("criteria", "ratios", "consequence", mode="before")
     @classmethod
-    def _words(cls, given: Any) -> Any:
-        listed = [given] if isinstance(given, str) else given
-        return [{"criterion": one} if isinstance(one, str) else one for one in listed]
-
-    @field_validator("ratios", "consequence", mode="before")
-    @classmethod
-    def _one(cls, given: Any) -> Any:
+    def _listed(cls, given: Any) -> Any:
         if given is None:
             return ()
-        return (given,) if isinstance(given, int | float | dict) else given
+        listed = given if isinstance(given, list | tuple) else [given]
+        return [{"criterion": one} if isinstance(one, str) else one for one in listed]
 
     @field_validator("ratios")
     @classmethod
@@ -126,7 +123,8 @@ class AuditParams(Params):
         if not any(one.resampled for one in self.criteria):
             raise BadInput("audit.criteria: none depends on calibration data: give one that does, such as reap")
         names = [one.name for one in self.criteria]
-        if len(set(names)) < len(names):
+        resolved = [(one.criterion, one.found.options(one.options)) for one in self.criteria]
+        if any(one in resolved[:place] for place, one in enumerate(resolved)):
             raise BadInput(f"audit.criteria: one of {', '.join(names)} is listed twice: leave it out")
         known_word(self.combine, COMBINATIONS, "audit.combine")
         known_word(self.gate_mode, GATE_MODES, "audit.gate_mode")
@@ -151,6 +149,11 @@ class AuditParams(Params):
 def _check_resampled(one: CriterionParams) -> None:
     """Raise BadInput for a criterion whose scores cannot be had from part of a corpus."""
     criterion = one.found
+    if criterion.reads == "shape":
+        raise BadInput(
+            f"audit.criteria: '{one.criterion}' draws masks whatever the data; such masks agree by 0 above chance on "
+            "average: leave it out"
+        )
     if criterion.reads == "weight":
         raise BadInput(f"audit.criteria: '{one.criterion}' ranks weights inside experts, not experts: leave it out")
     if criterion.reads == "statistics" and criterion.sums:

@@ -212,7 +212,7 @@ class Run:
         log_values(self._client, self.id, metrics=counts)
 
     def log_file(self, path: Path) -> None:
-        """Keep a small file as an artifact of this run."""
+        """Keep a file as an artifact of this run."""
         self._client.log_artifact(self.id, str(path))
 
     def fail(self, error: str) -> None:

@@ -17,7 +17,7 @@ WHOLE = "all data"
 def labels(asked: ConsequenceParams, corpora: list[str]) -> list[str]:
     """What the masks are called: of all data, of the first resamples of the audit, of each of several corpora."""
     drawn = [f"resample {number}" for number in range(asked.masks)]
-    return [WHOLE, *drawn, *(corpora if len(corpora) > 1 else [])]
+    return [WHOLE, *drawn, *(corpora if asked.corpora and len(corpora) > 1 else [])]
 
 
 def step(

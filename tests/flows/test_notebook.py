@@ -25,6 +25,8 @@ def executed(finished, tmp_path_factory) -> tuple[Path, list[str]]:
 
 
 def _text(output) -> str:
+    if output.get("name") == "stderr":  # what libraries warn of, such as missing widgets
+        return ""
     return output.get("text") or output.get("data", {}).get("text/plain", "")
 
 

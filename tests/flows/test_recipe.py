@@ -8,7 +8,7 @@ import yaml
 
 from flows.audit_recipe import read_audit
 from flows.recipe import expand, parse_recipe, read_recipe, read_yaml, to_yaml
-from flows.sweep_table import Row, told_apart, without_seeds
+from flows.sweep_rows import Row, told_apart, without_seeds
 from moeprune.errors import BadInput
 from tasks.mask import BUDGETS
 
@@ -119,7 +119,7 @@ def test_table_of_a_sweep_tells_recipes_apart_that_differ_in_more_than_seeds():
     def row(**score: object) -> Row:
         recipe = parse_recipe(BASE | {"score": {"criterion": "reap", **score}}, "sweep")
         delta = {"log_perplexity/wiki": {"value": 0.1, "stderr": 0.01, "n": 3}}
-        return Row("25%", recipe.method, without_seeds(recipe), False, delta, 1, 1, 1.0)
+        return Row("25%", recipe.method, without_seeds(recipe), False, delta, 1, 1, 1.0, 1)
 
     seeds = [
         parse_recipe(BASE | {"score": {"criterion": "uniform_random", "options": {"seed": s}}}, "") for s in (0, 1)

@@ -1,13 +1,17 @@
 """What recipes under way at once know of one another, and the processes that work for them."""
 
+import io
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from flows.sharing import Shared
+from flows.workers import Lines
 from moeprune.errors import BadInput
-from tasks.artifacts import Step
+from tasks.artifacts import Artifact, Step, Store
 
 
 def test_shared_step_is_made_by_one_thread_and_found_by_the_others():
@@ -41,14 +45,42 @@ def test_shared_step_that_failed_is_not_tried_again(fault, kind):
         pass
 
 
+def test_stage_that_another_run_has_made_meanwhile_is_a_hit(done, run, monkeypatch):
+    find, looked = Store.find, []
+
+    def find_late(store: Store, step: Step) -> Artifact | None:
+        looked.append(step.stage)
+        return None if step.stage == "mask" and looked.count("mask") == 1 else find(store, step)
+
+    monkeypatch.setattr(Store, "find", find_late)
+    assert run("params/whole.yaml").missed == []
+    assert looked.count("mask") == 2, "once before it was to be made, once more when it was this run's turn"
+
+
+def test_bars_of_workers_are_whole_lines(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", Lines(written))
+    for name in ("one", "other"):
+        with tqdm(total=4, desc=name, file=sys.stderr, mininterval=0, leave=False) as bar:
+            bar.update(2)
+            bar.update(2)
+    lines = written.getvalue().splitlines()
+    assert {line.partition(":")[0] for line in lines} == {"one", "other"}
+    assert sum("100%" in line for line in lines) == 2 and "\r" not in written.getvalue()
+
+
 SCRIPT = """
 import os, signal
+from pathlib import Path
 from prefect import task
 from flows.workers import Workers
 
 @task
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+def die(before):  # once only, if it is told a file by which to know
+    if before is None or not before.exists():
+        if before:
+            before.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 @task
 def look():
@@ -64,7 +96,8 @@ if __name__ == "__main__":
         print(str(client.api_url).rstrip("/"))
     with Workers(1, 3).one() as execute:
         try:
-            execute(die, {})
+            execute(die, {"before": Path("died")})
+            execute(die, {"before": None})
         except RuntimeError as error:
             print(error)
         print(*execute(look, {}), flush=True)
@@ -73,14 +106,15 @@ if __name__ == "__main__":
 """
 
 
-def test_worker_that_dies_is_replaced_and_one_whose_parent_dies_ends(project, process):
+def test_worker_that_dies_is_replaced_its_task_tried_once_more_and_one_whose_parent_dies_ends(project, process):
     Path("script.py").write_text(SCRIPT)
     start = "import os, runpy; del os.environ['PREFECT_API_URL']; runpy.run_path('script.py', run_name='__main__')"
     answer = process(project, script=start, PREFECT_HOME=str(project / "prefect"))
     assert answer.status == -9, answer.err
     server, error, seen = answer.out.splitlines()
     pid, threads, used = seen.split()
-    assert "ended without a word" in error and threads == "3"
+    assert "two processes" in error and threads == "3"
+    assert answer.err.count("is tried once more") == 2
     assert used == server, "the worker has started a server of its own"
     for _ in range(100):
         if not Path(f"/proc/{pid}").exists():

@@ -12,9 +12,11 @@ from browser import browser
 from flows.outcome import Sweep
 from flows.page_points import Intervals, Pareto
 from flows.page_table import Measured, Table
+from flows.pages import check_path
+from flows.plots import sweep
 from flows.sweep_findings import Estimate, estimate, measures_of, methods_of, outside
-from flows.sweep_report import check, page_of, write_report
-from flows.sweep_table import Row
+from flows.sweep_report import page_of, write_report
+from flows.sweep_rows import Row
 from flows.sweep_words import in_words
 from moeprune.errors import BadInput
 
@@ -26,10 +28,10 @@ def row(
     method: str, law: float, wiki: float, acc: float = 0.0, budget: str = "25%", stderr: float | None = 0.01
 ) -> Row:
     """A row whose differences all have the same standard error; MB of memory as the budget says."""
-    values = {"log_perplexity/law": law, "log_perplexity/wiki": wiki, "bits_per_byte/law": 9.0, "quiz/acc": acc}
+    values = {"log_perplexity/law": law, "log_perplexity/wiki": wiki, "quiz/acc": acc}
     delta = {name: {"value": value, "stderr": stderr, "n": 10} for name, value in values.items()}
     weights = (75 if budget == "25%" else 50) * MB
-    return Row(budget, method, {}, method == "uniform_random", delta, 90 * MB, weights, 2.0)
+    return Row(budget, method, {}, method == "uniform_random", delta, 90 * MB, weights, 2.0, 100 * MB)
 
 
 # An interval reaches 0.0196 to each side; of the mean of two corpora 0.0139.
@@ -93,16 +95,23 @@ def test_words_count_methods_better_than_every_draw_interval_included():
     assert chance == "Without random draws nothing says whether methods beat chance: 50%."
 
 
-def test_words_name_no_winner_whose_interval_others_reach():
+def test_words_name_with_the_winner_whose_interval_overlaps():
     quarter, *_ = words(ROWS)
     assert "`good` has the best change of log perplexity (mean of 2 corpora), +0.150" in quarter
-    assert "but cannot be told from `near`: the intervals overlap" in quarter
+    assert "(95% interval +0.136 to +0.164), overlapping with that of `near`." in quarter
     clear, *_ = words([*ROWS[:1], row("near", 0.17, 0.20), *ROWS[2:]])
-    assert "(95% interval +0.136 to +0.164), its interval clear of 2 others" in clear
-    unknown, *_ = words([replace(row("good", 0.1, 0.2, stderr=None)), *ROWS[1:]])
-    assert "+0.150 nats per token, but cannot be told from `near`, `poor`" in unknown
+    assert "(95% interval +0.136 to +0.164), clear of 2 others." in clear
+    unknown, *_ = words([row("good", 0.1, 0.2, stderr=None), *ROWS[1:]])
+    assert "+0.150 nats per token, without an interval." in unknown
+    alone, *_ = words([row("good", 0.1, 0.2), row("near", 0.1, 0.2, stderr=None)])
+    assert "+0.150 nats per token (95% interval +0.136 to +0.164)." in alone
     many = [row(f"method{number}", 0.1, 0.1) for number in range(6)]
-    assert "cannot be told from `method1`, `method2`, `method3` and 2 more" in words(many)[0]
+    assert "overlapping with those of `method1`, `method2`, `method3` and 2 more" in words(many)[0]
+
+
+def test_words_call_the_range_over_seeds_no_interval():
+    seeds = [row("good", 0.10, 0.10), row("good", 0.20, 0.20)]
+    assert "+0.150 nats per token (mean of 2 seeds, whose 95% intervals reach from +0.086 to +0.214)" in words(seeds)[0]
 
 
 def test_words_for_accuracy_alone_take_more_for_better():
@@ -111,7 +120,7 @@ def test_words_for_accuracy_alone_take_more_for_better():
 
 
 def test_page_has_a_front_for_each_kind_and_a_plot_for_each_measure():
-    damage, differences, every = page_of(ROWS, 100 * MB, "demo", "moeprune sweep demo.yaml").sections
+    damage, differences, every = page_of(ROWS, "demo", "moeprune sweep demo.yaml").sections
     perplexity, accuracy = damage.parts
     assert isinstance(perplexity, Pareto) and not perplexity.higher_is_better
     assert isinstance(accuracy, Pareto) and accuracy.higher_is_better
@@ -137,40 +146,108 @@ def test_page_has_a_front_for_each_kind_and_a_plot_for_each_measure():
 
 def test_page_of_virtual_masks_leaves_the_measured_peak_empty():
     rows = [replace(one, memory=None) for one in ROWS]
-    (table,) = page_of(rows, 100 * MB, "demo", "command").sections[-1].parts
+    (table,) = page_of(rows, "demo", "command").sections[-1].parts
     assert isinstance(table, Table)
     assert {line[-2] for line in table.rows} == {None} and table.rows[0][-3] == 75
 
 
 def test_page_of_many_methods_has_plots_that_fit_a_page():
     rows = [row(f"method{number:03}", number / 100, 0.1) for number in range(90)]
-    plots = [part for part in page_of(rows, 100 * MB, "demo", "").sections[1].parts if isinstance(part, Intervals)]
+    plots = [part for part in page_of(rows, "demo", "").sections[1].parts if isinstance(part, Intervals)]
     shown = [{value.row for value in plot.values} for plot in plots if plot.title.startswith("Log perplexity, law")]
     assert max(map(len, shown)) <= 40 and set().union(*shown) == {one.method for one in rows}
 
 
 def test_page_says_how_many_recipes_failed():
-    assert page_of(ROWS, 100 * MB, "demo", "", failed=2).summary.startswith("2 of the sweep's recipes failed")
-    assert "failed" not in page_of(ROWS, 100 * MB, "demo", "").summary
+    assert page_of(ROWS, "demo", "", failed=2).summary.startswith("2 of the sweep's recipes failed")
+    assert "failed" not in page_of(ROWS, "demo", "").summary
 
 
-def test_write_report_refuses_what_it_cannot_write_in_one_line(tmp_path: Path):
+def test_report_path_that_is_no_html_file_is_refused_in_one_line(tmp_path: Path):
     with pytest.raises(BadInput, match=r"--report .*report.pdf: .*\.html$"):
-        check(tmp_path / "report.pdf")
-    with pytest.raises(BadInput, match="give its recipe a section evaluate"):
-        write_report(Sweep("demo", "", []), tmp_path / "report.html", "moeprune sweep demo.yaml")
+        check_path(tmp_path / "report.pdf")
+
+
+def test_write_report_of_nothing_measured_writes_nothing(tmp_path: Path):
+    write_report(Sweep("demo", "", []), tmp_path / "report.html", "moeprune sweep demo.yaml")
     assert not list(tmp_path.iterdir())
 
 
+def only(one: Row, *names: str) -> Row:
+    return replace(one, delta={name: one.delta[name] for name in names})
+
+
+UNEVEN = [
+    only(row("law", 0.1, 0.2, acc=0.3), "log_perplexity/law", "quiz/acc"),
+    only(row("wiki", 0.1, 0.2), "log_perplexity/wiki"),
+    only(row("size", 0.1, 0.2)),
+    only(row("uniform_random", 0.5, 0.2), "log_perplexity/law"),
+]
+"""No metric that all of them have."""
+
+
+def test_page_of_rows_measured_differently_has_each_where_it_was_measured():
+    page = page_of(UNEVEN, "demo", "")
+    _, differences, every = page.sections
+    plots = {plot.title.partition(":")[0]: plot for plot in differences.parts if isinstance(plot, Intervals)}
+    assert {name: {value.row for value in plot.values} for name, plot in plots.items()} == {
+        "Log perplexity, law": {"law", "uniform_random"}, "Log perplexity, wiki": {"wiki"}, "Accuracy, quiz": {"law"},
+    }  # fmt: skip
+    (table,) = every.parts
+    assert isinstance(table, Table)
+    cells = {line[1]: [cell and cell.value for cell in line[2:5]] for line in table.rows}
+    assert cells == {
+        "law": [0.1, None, 0.3], "uniform_random": [0.5, None, None], "size": [None] * 3, "wiki": [None, 0.2, None],
+    }  # fmt: skip
+    assert "`law` has the best change of log perplexity (law), +0.100" in page.summary and page.html()
+
+
+@pytest.mark.parametrize("rows", [UNEVEN, [row("near", 0.1, 0.2, acc=0.3)]], ids=["uneven", "even"])
+def test_mean_is_of_what_all_rows_have(rows: list[Row]):
+    means = [measure.names for kind in measures_of(rows) for measure in kind if len(measure.names) > 1]
+    assert means == ([] if rows is UNEVEN else [("log_perplexity/law", "log_perplexity/wiki")])
+
+
+def test_page_of_rows_without_perplexity_and_accuracy_is_the_table_alone():
+    page = page_of([only(one) for one in ROWS], "demo", "")
+    ((table,),) = [section.parts for section in page.sections]
+    assert isinstance(table, Table) and {line[1] for line in table.rows} >= {"good", "near", "poor"}
+    assert page.summary == "Neither perplexity nor accuracy was measured." and page.html()
+
+
+def test_page_of_two_unpruned_models_sets_each_beside_its_own():
+    other = [replace(one, base="big", dense=900 * MB) for one in [row("far", 0.9, 0.9), row("uniform_random", 3, 3)]]
+    page = page_of([*(replace(one, base="small") for one in ROWS), *other], "demo", "")
+    fronts = {section.title: section.parts[0] for section in page.sections if "memory" in section.title}
+    assert {
+        title: {(point.name, point.x) for point in part.points if point.name in ("far", "good", "unpruned model")}
+        for title, part in fronts.items()
+        if isinstance(part, Pareto)
+    } == {
+        "Damage against memory: big": {("far", 75), ("unpruned model", 900)},
+        "Damage against memory: small": {("good", 75), ("good", 50), ("unpruned model", 100)},
+    }
+    assert [line.partition(":")[0] for line in page.summary.splitlines()][:2] == [
+        "big, 25% removed", "Without random draws nothing says whether methods beat chance",
+    ]  # fmt: skip
+    assert "better than every one of 3 random draws" in page.summary, "draws of the other model do not count"
+
+
+def test_plot_of_rows_measured_differently_is_drawn(tmp_path: Path):
+    kinds = measures_of(UNEVEN)
+    sweep(methods_of(UNEVEN, kinds[0][0]), [*kinds[0], *kinds[1]], tmp_path / "plots/sweep.png")
+    assert (tmp_path / "plots/sweep.png").stat().st_size > 10_000
+
+
 def test_page_of_equal_rows_has_equal_bytes_in_any_order():
-    first, second = (page_of(rows, 100 * MB, "demo", "") for rows in (ROWS, [ROWS[-1], *ROWS[:-1]]))
+    first, second = (page_of(rows, "demo", "") for rows in (ROWS, [ROWS[-1], *ROWS[:-1]]))
     assert re.sub(r"<script>.*?</script>", "", first.html()) == re.sub(r"<script>.*?</script>", "", second.html())
 
 
 @pytest.mark.parametrize("width", [1280, 700])
 def test_page_of_a_sweep_opens_in_a_browser_with_no_label_cut(width: int, tmp_path: Path):
     long = [row(f"reconstruction form=progressive tokens={2**number}", 0.3, number / 10) for number in range(12)]
-    page_of([*ROWS, *long], 100 * MB, "demo", "").write(tmp_path / "sweep.html")
+    page_of([*ROWS, *long], "demo", "").write(tmp_path / "sweep.html")
     with browser(tmp_path) as window:
         window.open(tmp_path / "sweep.html", width)
         assert window.messages() == [] and window.run("return document.body.dataset.drawn") == "6"

@@ -1,10 +1,19 @@
 """Sweeps: what is shared is made once, one after another or several at once; failures; what is left is gone on with."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import killed
+import pytest
 import sample
+from browser import browser
 from mlflow.tracking import MlflowClient
 from sweeps import GRID, counts, grid
 
@@ -78,12 +87,25 @@ def test_sweep_runs_every_combination_and_what_they_share_once(done, server, moe
     assert counts(moeprune("plan", GRID))["all"][3] == 0
     assert moeprune("runs", "compare", *(run["run_id"][:12] for run in result["runs"][:2])).status == 0
 
+    report = Path(client.download_artifacts(parent.info.run_id, "report.html", str(done)))
+    with browser(done) as window:
+        window.open(report)
+        assert window.messages() == [] and window.crowded() == [] and window.requests() == [report.as_uri()]
+        (table,) = window.find("table")
+        told = [[cell.text for cell in line.find_elements("css selector", "td")] for line in window.find("tbody tr")]
+        assert {(line[0], line[1]) for line in told} == {(line["removed"], line["method"]) for line in result["table"]}
+        assert {line[2] for line in told} == {line["Δ ln ppl wiki"] for line in result["table"]}
+        assert table.is_displayed() and len(window.find(".plot .main-svg")) > 0
+
 
 def test_sweep_with_two_at_once_makes_the_same_and_nothing_twice_and_failures_stop_nobody(
     project, finished, server, moeprune
 ):
     # 100,000 tokens are more than the corpora have, which is found out when they are tokenised.
-    grid(calibrate={"tokens": [256, 100_000]}, mask={"ratio": [0.25, 0.5]}, score={"criterion": ["reap", "ean"]})
+    grid(
+        calibrate={"tokens": [256, 100_000]}, mask={"ratio": [0.25, 0.5]}, score={"criterion": ["reap", "ean"]},
+        runtime={"threads": 2},
+    )  # fmt: skip
     answer = moeprune("sweep", GRID, "--max-parallel", "2", "--json")
     assert answer.status == 1, answer.err
     result = answer.json
@@ -98,13 +120,14 @@ def test_sweep_with_two_at_once_makes_the_same_and_nothing_twice_and_failures_st
     children = client.search_runs([experiment], "tags.role = 'stage'")
     made = Counter(child.data.tags["key"] for child in children if child.data.tags["cache"] == "miss")
     assert set(made.values()) == {1}
-    there = [path.parent.name for path in (project / ".moeprune").glob("*/*/manifest.json")]
-    assert set(made) == set(there)
+    manifests = [json.loads(path.read_text()) for path in (project / ".moeprune").glob("*/*/manifest.json")]
+    assert set(made) == {manifest["key"] for manifest in manifests}
+    assert {manifest["producer"]["runtime"]["threads"] for manifest in manifests} == {1}, "two were not divided by two"
     runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{result['run_id']}'")
     assert Counter(run.info.status for run in runs) == {"FINISHED": 4, "FAILED": 4}
     assert client.get_run(result["run_id"]).info.status == "FAILED"
 
-    # In other processes, beside others, yet to the byte what one run alone has made.
+    # In other processes, beside others, yet to the byte what one run alone has made with one thread.
     alone = contents(finished[0] / ".moeprune", "calibrate", "observe", "score", "mask", "prune")
     assert alone.items() <= contents(project / ".moeprune", "calibrate", "observe", "score", "mask", "prune").items()
     assert prefect_states(server, "recipe 1 of 8: observe wiki") | prefect_states(
@@ -129,7 +152,64 @@ def prefect_states(server: str, name: str) -> set[str]:
     return {run.state_name for run in found}
 
 
-def test_sweep_killed_goes_on_in_the_same_run(done, server, moeprune):
+def processes_of(session: int) -> dict[int, str]:
+    """The commands of the processes of a session that are not dead."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, own, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(own) == session and state not in "ZX":
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
+def wait(reached: Callable[[], object], seconds: int) -> None:
+    for _ in range(10 * seconds):
+        if reached():
+            return
+        threading.Event().wait(0.1)
+    pytest.fail("it has not come to that")
+
+
+MEASURING = """
+import subprocess
+from flows.command import main
+from moeprune import footprint
+
+footprint.measure = lambda *_: subprocess.run(["sleep", "1000"])  # in workers too, which import this file
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_sweep_interrupted_with_two_at_once_leaves_no_process_and_goes_on(done, server, moeprune):
+    grid(sample.EVALUATE | {"tasks": []}, mask={"ratio": [0.375, 0.5]}, score={"criterion": ["reap", "frequency"]})
+    Path("measuring.py").write_text(MEASURING)
+    command = [sys.executable, "measuring.py", "sweep", GRID, "--max-parallel", "2"]
+    environment = os.environ | {"PREFECT_API_URL": server}
+    with Path("interrupted.log").open("w") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    # One recipe has the memory of the base measured, by a process of its worker's; the other waits for that.
+    wait(lambda: "sleep 1000 " in processes_of(child.pid).values(), 300)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    assert child.wait(120) == 1
+    assert "error: interrupted" in Path("interrupted.log").read_text()
+    wait(lambda: not processes_of(child.pid), 30)
+    tracker = Tracker(Store(done / ".moeprune"))
+    (sweep, _) = tracker.list_runs()
+    assert sweep.status == "KILLED"
+    assert [run.status for run in tracker.find_sweep(sweep.id).children] == ["KILLED", "KILLED"]
+
+    answer = moeprune("sweep", GRID, "--json")
+    assert answer.status == 0, answer.err
+    assert answer.json["run_id"] == sweep.id
+    assert Counter(run.status for run in tracker.find_sweep(sweep.id).children) == {"KILLED": 2, "FINISHED": 4}
+
+
+def test_sweep_killed_goes_on_in_the_same_run(done, server, moeprune, monkeypatch):
     grid(score={"criterion": ["reap", "frequency", "ean"]})
     # The first recipe has seven stages, all hits; the second dies as its scores are to be recorded.
     assert killed.moeprune(done, ("sweep", GRID), "tasks.tracking.Run.log_stage", 7 + 6, server) == -9
@@ -148,8 +228,11 @@ def test_sweep_killed_goes_on_in_the_same_run(done, server, moeprune):
     assert answer.json["runs"][0]["run_id"] == before[0].id
     assert [record.tags["role"] for record in tracker.list_runs()] == ["sweep", "run"]
 
-    # One that came to its end is not gone on with: it is run anew, all hits.
-    anew = moeprune("sweep", GRID, "--json").json
+    # One that came to its end is not gone on with: it is run anew, all hits. Nor is it lost for want of a report.
+    monkeypatch.setattr("flows.sweep_report.report_of", lambda *_: [].pop())
+    ended = moeprune("sweep", GRID, "--json")
+    assert ended.status == 0 and "the report cannot be made: IndexError" in ended.err
+    anew = ended.json
     assert anew["run_id"] != sweep.id and {run["run_id"] for run in anew["runs"]}.isdisjoint(
         {run.id for run in after.children}
     )

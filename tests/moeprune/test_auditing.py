@@ -55,6 +55,22 @@ def test_audit_of_every_scope_is_what_sensitivity_and_the_curve_say(found):
                 assert row["budget_disjoint"] == smallest_budget(curve.disjoint, "corrected", 0.5)
 
 
+def test_audit_holds_every_measure_of_the_learning_curves(found):
+    curves = learning_curves(CRITERIA, data(), [6, 4], ROUTING, fractions=(0.25, 0.5, 1.0), repeats=5, seed=3)
+    for kind in ("full", "disjoint"):
+        (row,) = [
+            row
+            for row in found.rows["curves"]
+            if (row["scope"], row["criterion"], row["ratio"], row["kind"]) == (ALL, "reap", 0.5, kind)
+        ]
+        curve = getattr(curves["reap"][4], kind)
+        assert row["tokens"] == curve.tokens.tolist()
+        for measure in ("corrected", "jaccard", "tau", "overlap"):
+            assert row[measure] == pytest.approx(curve.mean(measure).tolist())
+    assert len(found.rows["curves"]) == 3 * 2 * 2 * 2
+    assert "index_lower" not in found.rows["masks"][0]
+
+
 def test_audit_lists_criteria_of_no_data_as_stable_by_definition(found):
     rows = [row for row in found.rows["masks"] if row["criterion"] == "aimer"]
     assert len(rows) == 6 and all(row["fixed"] and row["index"] == 1 and row["edge"] == 0 for row in rows)
@@ -89,7 +105,7 @@ def test_audit_of_other_observations_compares_their_masks():
 def test_audit_of_one_corpus_has_one_scope_and_no_other_to_compare_with():
     found = audit({"wiki": data()["wiki"]}, design())
     assert {row["scope"] for row in found.rows["masks"]} == {"wiki"}
-    assert found.rows.keys() == {"masks", "criteria"}
+    assert found.rows.keys() == {"masks", "curves", "criteria"}
 
 
 def test_audit_tells_its_steps_and_its_rows_are_json(found):

@@ -1,10 +1,12 @@
 """Masks side by side, against counting by hand and scipy."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from synthetic import experts
 
 from moeprune.combining import combine
@@ -88,16 +90,52 @@ def test_text_in_common_is_the_share_of_tokens_of_documents_in_both():
     assert text_in_common(one, one) == 1 and text_in_common(one, corpus([7], [5])) == 0
 
 
-def test_rank_test_agrees_with_scipy_and_is_small_only_for_a_relation():
+def test_rank_test_of_one_stratum_is_spearmans_and_small_only_for_a_relation():
     x = [float(value) for value in range(12)]
     related = [value + (-1) ** int(value) * 2 for value in x]
     unrelated = [float(value) for value in (3, 9, 1, 7, 11, 0, 8, 2, 10, 5, 4, 6)]
+    p = []
     for y in (related, unrelated):
-        rho, p = rank_test(x, y)
-        assert rho == pytest.approx(spearmanr(x, y).statistic)
-        assert p == pytest.approx(spearmanr(x, y).pvalue, abs=0.03)
-    assert rank_test(x, related)[1] < 0.01 < 0.3 < rank_test(x, unrelated)[1]
+        found = rank_test(x, y, [0] * 12)
+        assert found.rho == pytest.approx(spearmanr(x, y).statistic) and (found.pairs, found.strata) == (12, 1)
+        assert found.p == pytest.approx(spearmanr(x, y).pvalue, abs=0.03)
+        p.append(found.p)
+    assert p[0] < 0.01 < 0.3 < p[1]
 
 
-def test_rank_test_of_values_that_are_all_equal_is_no_number():
-    assert all(math.isnan(value) for value in rank_test([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+def test_rank_test_within_strata_is_that_of_every_shuffle_within_them():
+    # Strata of 3 and 4 pairs: 3! * 4! = 144 shuffles, each counted.
+    x, y, strata = (
+        [1.0, 5.0, 3.0, 10.0, 40.0, 20.0, 30.0],
+        [2.0, 4.0, 3.0, 70.0, 60.0, 50.0, 80.0],
+        [0, 0, 0, 1, 1, 1, 1],
+    )
+
+    def correlation(values: list[float]) -> float:
+        one, other = ([(rankdata(part) - 1) / (len(part) - 1) - 0.5 for part in (of[:3], of[3:])] for of in (x, values))
+        one, other = np.concatenate(one), np.concatenate(other)
+        return float(one @ other / np.sqrt(one @ one * (other @ other)))
+
+    every = [
+        correlation([*first, *second])
+        for first, second in itertools.product(itertools.permutations(y[:3]), itertools.permutations(y[3:]))
+    ]
+    found = rank_test(x, y, strata)
+    assert found.rho == pytest.approx(correlation(y)) and (found.pairs, found.strata) == (7, 2)
+    assert found.p == pytest.approx(np.mean([abs(one) >= abs(found.rho) - 1e-9 for one in every]), abs=0.02)
+
+
+def test_rank_test_sees_no_relation_in_what_differs_between_strata_only():
+    # Both values are larger in the second stratum, and go against each other or not at all within.
+    x = [1.0, 2.0, 3.0, 4.0, 101.0, 102.0, 103.0, 104.0]
+    y = [2.0, 4.0, 1.0, 3.0, 203.0, 201.0, 204.0, 202.0]
+    found = rank_test(x, y, [0] * 4 + [1] * 4)
+    assert spearmanr(x, y).pvalue < 0.05
+    assert found.rho == pytest.approx(0) and found.p > 0.9
+
+
+def test_rank_test_leaves_out_strata_of_one_pair_and_is_none_where_nothing_varies():
+    found = rank_test([1.0, 2.0, 3.0, 9.0], [1.0, 2.0, 3.0, 0.0], ["a", "a", "a", "b"])
+    assert (found.rho, found.pairs, found.strata) == (pytest.approx(1), 3, 1)
+    assert rank_test([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [0] * 3) is None
+    assert rank_test([1.0, 2.0], [1.0, 2.0], [0, 1]) is None and rank_test([], [], []) is None

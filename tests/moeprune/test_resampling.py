@@ -112,6 +112,16 @@ def test_criteria_that_depend_on_the_number_of_tokens_are_refused():
         prepare({"share": lambda given: given.count.sum(0) / given.tokens.sum()}, list(corpora()))
 
 
+def test_criteria_that_are_no_numbers_where_a_replicate_has_no_token_of_an_expert_are_refused_by_name():
+    count = torch.tensor([[[1.0, 2]], [[0.0, 20]]])  # all tokens of the first expert are in one chunk
+    data = [synthetic.statistics_of(count.double(), count.double())]
+    criterion = {"mean": lambda given: given.moments[..., 0, 1].sum(0) / given.count.sum(0)}
+    made = prepare(criterion, data)
+    (block,) = made.blocks([torch.tensor([[1.0, 1.0], [0.0, 2.0]], dtype=torch.float64)])
+    with pytest.raises(BadInput, match=r"criterion 'mean' gives scores that are not numbers for some parts"):
+        made.block_scores("mean", block)
+
+
 def test_a_group_that_was_not_observed_is_named():
     data = [replace(corpus, sums={}) for corpus in corpora()]
     with pytest.raises(BadInput, match=r"add 'core' to observe\.sums"):

@@ -146,8 +146,18 @@ def test_audit_tells_how_much_text_other_seeds_have_in_common(workshop, observed
 def test_audit_is_decided_by_what_it_computes_and_not_by_what_is_measured_afterwards(workshop, observed, made):
     key = audited(workshop, observed).key
     assert audited(workshop, observed, AuditParams(**{**GIVEN, "consequence": None})).key == key
-    for change in ({"resamples": 61}, {"seed": 1}, {"ratios": [0.25]}, {"criteria": ["reap"]}, {"combine": "mean"}):
-        assert audited(workshop, observed, AuditParams(**{**GIVEN, "consequence": None, **change})).key != key
+    weighted = audited(workshop, observed, AuditParams(**{**GIVEN, "weights": {"wiki": 1, "code": 2}})).key
+    changes = [
+        {"resamples": 61}, {"seed": 1}, {"ratios": [0.25]}, {"criteria": ["reap"]}, {"combine": "mean"}, {"level": 0.8},
+        {"stability": 0.8}, {"curve": {"fractions": [0.5]}}, {"curve": {"repeats": 4}}, {"gate_mode": "softmax_full"},
+        {"criteria": [*GIVEN["criteria"][1::-1], "router_weight_norm"]}, {"weights": {"wiki": 2, "code": 1}},
+        {"criteria": ["reap", {"criterion": "unified", "options": {"a": 1}}, "router_weight_norm"]},
+    ]  # fmt: skip
+    keys = [audited(workshop, observed, AuditParams(**{**GIVEN, "consequence": None, **one})).key for one in changes]
+    assert len({key, weighted, *keys}) == 2 + len(changes)
+    # Mappings have no order: these are the same weights.
+    again = audited(workshop, observed, AuditParams(**{**GIVEN, "weights": {"code": 2, "wiki": 1}})).key
+    assert again == weighted
     swapped = {0: {"wiki": observed[0]["wiki"], "code": observed[4]["code"]}, 4: observed[4]}
     assert audited(workshop, swapped).key != key
 
@@ -165,6 +175,8 @@ def test_resample_of_all_data_and_of_each_corpus_is_the_mask_of_their_scores(wor
     arrays = load_file(made / "arrays.safetensors")
     asked = PARAMS.consequence[0]
     assert resample.labels(asked, ["wiki", "code"]) == ["all data", "resample 0", "resample 1", "wiki", "code"]
+    without = asked.model_copy(update={"corpora": False})
+    assert resample.labels(without, ["wiki", "code"]) == ["all data", "resample 0", "resample 1"]
     assert resample.labels(asked, ["wiki"]) == ["all data", "resample 0", "resample 1"]
     assert torch.equal(mask_of(workshop, observed, "all data"), arrays[f"masks/{ALL}/reap/0.5/kept"])
     for name in ("wiki", "code"):
@@ -210,6 +222,11 @@ def test_mask_of_a_corpus_alone_does_not_depend_on_the_others_nor_on_the_resampl
         ({"criteria": ["wanda"]}, "'wanda' ranks weights inside experts"),
         ({"criteria": ["aimer"]}, "none depends on calibration data"),
         ({"criteria": ["reap", "reap"]}, "listed twice"),
+        ({"criteria": ["unified", {"criterion": "unified", "options": {"a": 1}}]}, "listed twice"),
+        ({"criteria": ["reap", "uniform_random"]}, "'uniform_random' draws masks whatever the data.*leave it out"),
+        ({"criteria": None}, "at least 1 item"),
+        ({"criteria": {"criterion": "reaap"}}, r"audit\.criteria 'reaap' is unknown"),
+        ({"sequence_lengths": [128, 1]}, r"sequence_lengths\.1\n  Input should be greater than 1"),
         ({"ratios": [0.25, 1.5]}, "are not all between 0 and 1"),
         ({"consequence": {"criterion": "man", "ratio": 0.5}}, r"audit\.consequence\.criterion.*'man' is unknown"),
         ({"consequence": {"criterion": "router_weight_norm", "ratio": 0.5}}, "depends on no data"),
@@ -223,3 +240,8 @@ def test_mask_of_a_corpus_alone_does_not_depend_on_the_others_nor_on_the_resampl
 def test_params_that_cannot_work_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         AuditParams(**{**GIVEN, "consequence": None, **change})
+
+
+def test_a_criterion_with_options_that_is_not_in_a_list_is_the_only_one():
+    one = AuditParams(criteria={"criterion": "unified", "options": {"a": 0}}, ratios=0.5)
+    assert [found.name for found in one.criteria] == ["unified a=0"] and one.ratios == (0.5,)
