@@ -6,13 +6,16 @@ BENCHMARKS := .venv/.benchmarks
 HAS_BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null
 HAS_POSTGRESQL := command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1
 
-.PHONY: demo test check browser postgresql clean help
+.PHONY: demo week test check browser postgresql clean help
 
 help:  ## what there is to do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 demo: $(READY)  ## prune the embedded model through all seven stages
 	$(BIN)/moeprune run params/demo.yaml
+
+week: $(READY)  ## play a team's week on this machine, every claim checked (docs/week.md)
+	PYTHONPATH=tests $(BIN)/python -m teams.week
 
 test: $(READY) $(BENCHMARKS)  ## run the tests
 	@$(HAS_BROWSER) || echo "NOTE: no chromium and chromedriver: pages are NOT opened in a browser. Install them: make browser"

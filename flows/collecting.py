@@ -169,7 +169,7 @@ def take(item: Item, store: Store, found: Collection) -> None:
     """Count an item as gone and, if that is what is wanted, remove it; not if somebody is at it."""
     with store.try_lock(item.lock) as free:
         if not free:
-            found.stays["being made"] += item.bytes
+            found.stays["in somebody's hands"] += item.bytes
         elif not found.removed or _remove(item, store):
             found.items.append(item)
 

@@ -2,15 +2,22 @@
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from flows.health import Finding, fail, ok, refused, warn
 from moeprune.errors import BadInput, one_line
 from tasks.artifacts import Store
 from tasks.reachable import without_password
 
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
 PATIENCE = 5
 """Seconds that Prefect's server is given for an answer."""
+SETTLED = timedelta(minutes=5)
+"""After so long a schedule is known to the server's scheduler, which looks about once a minute."""
 
 
 def prefect(store: Store) -> Iterator[Finding]:
@@ -27,6 +34,7 @@ def prefect(store: Store) -> Iterator[Finding]:
             server = client.api_version()
             client.read_flows(limit=1)  # which asks the database
             idle = [pool.name for pool in client.read_work_pools() if pool.status == "NOT_READY"]
+            silent = _without_runs_ahead(client)
     except Exception as error:  # a server fails in many ways
         yield fail("Prefect", f"{url} does not answer: {one_line(error)}", "start that server, or mend PREFECT_API_URL")
         return
@@ -37,6 +45,13 @@ def prefect(store: Store) -> Iterator[Finding]:
         yield ok("Prefect", f"{url}, version {server}")
     for name in idle:
         yield warn("workers", f"none waits for work pool '{name}'", f"start one: `prefect worker start --pool {name}`")
+
+    if silent:
+        yield fail(
+            "schedules",
+            f"of {', '.join(silent)} no run is ahead: the server does not schedule",
+            "see its log; with SQLAlchemy 2.1, `pip install 'sqlalchemy<2.1'` where it runs",
+        )
 
 
 def mlflow(store: Store) -> Iterator[Finding]:
@@ -68,6 +83,27 @@ def mlflow(store: Store) -> Iterator[Finding]:
         )
     else:
         yield ok("artifacts", place)
+
+
+def _without_runs_ahead(client: "SyncPrefectClient") -> list[str]:
+    """Deployments with a schedule whose next runs the server should have written down by now, and has not."""
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    settled = datetime.now(UTC) - SETTLED
+    asked = [
+        found
+        for found in client.read_deployments()
+        if not found.paused and any(one.active for one in found.schedules) and found.updated and found.updated < settled
+    ]
+    ahead = {"type": {"any_": ["SCHEDULED"]}}
+    return [
+        found.name
+        for found in asked
+        if not client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"deployment_id": {"any_": [found.id]}, "state": ahead}),
+            limit=1,
+        )
+    ]
 
 
 def _minor(text: str) -> list[str]:

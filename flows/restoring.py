@@ -7,6 +7,7 @@ against the manifest that the tracker keeps, file by file, before it gets its pl
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,10 @@ class _Work:
             read = self.bring(self.lineage.by_path[path])
             if read.error:
                 raise BadInput(f"it is made from {read.title}, which is not to be had")
-        return rebuild(manifest, self.given, self.store, building)
+        with ExitStack() as held:  # gc leaves what is locked
+            for path in sorted(set(stage.inputs.values())):
+                held.enter_context(self.store.lock(path.replace("/", "-")))
+            return rebuild(manifest, self.given, self.store, building)
 
     def _advice(self, stage: Stage, manifest: dict[str, Any], how: str) -> str:
         if stage.stage == "download":

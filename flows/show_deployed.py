@@ -1,5 +1,7 @@
 """Deployments as a table."""
 
+from typing import Any
+
 from prefect.client.schemas.objects import DeploymentSchedule
 from rich.console import Console
 from rich.table import Column, Table
@@ -24,8 +26,7 @@ def deployed(found: list[Deployed]) -> None:
 
 
 def _schedule(each: DeploymentSchedule) -> str:
-    """A cron expression, an interval or an rrule, and its time zone."""
-    schedule = each.schedule.model_dump(mode="json")
-    when = next(str(schedule[key]) for key in ("cron", "interval", "rrule") if schedule.get(key))
-    unit = " s" if schedule.get("interval") else ""
-    return f"{when}{unit} {schedule.get('timezone') or 'UTC'}" + ("" if each.active else " (paused)")
+    """A cron expression, an rrule or an interval, and its time zone."""
+    schedule: Any = each.schedule
+    when = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None) or f"every {schedule.interval}"
+    return f"{when} {schedule.timezone or 'UTC'}" + ("" if each.active else " (paused)")

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from moeprune.checkpoint import sha256
 from tasks import hub
 from tasks.artifacts import Store
+from tasks.hub_refusals import endpoint
 
 CARD = "README.md"
 LICENCE = re.compile(r"(licen[cs]e|copying|notice|use_policy|third_party)[\w.-]*", re.IGNORECASE)
@@ -66,15 +69,21 @@ def _is_wanted(name: str) -> bool:
 
 
 def _read(repository: str | None, commit: str | None, folder: Path, names: list[str]) -> BaseCard:
-    from huggingface_hub import ModelCard
-
-    metadata: dict[str, Any] = {}
-    if CARD in names:
-        data: Any = ModelCard((folder / CARD).read_text(), ignore_metadata_errors=True).data
-        found = data.to_dict()
-        metadata = {key: found[key] for key in CARRIED if key in found}
+    metadata = _metadata((folder / CARD).read_text()) if CARD in names else {}
     files = {name: folder / name for name in names if name != CARD and _is_wanted(name)}
     link = metadata.get("license_link")
     if repository and isinstance(link, str) and "://" not in link and link not in files:
-        metadata["license_link"] = f"https://huggingface.co/{repository}/blob/{commit}/{link}"
+        metadata["license_link"] = f"{endpoint()}/{repository}/blob/{commit}/{link}"
     return BaseCard(repository, commit, metadata, files)
+
+
+def _metadata(card: str) -> dict[str, Any]:
+    """Those of a card that are carried over; none of one whose metadata cannot be read."""
+    from huggingface_hub import ModelCard
+
+    try:
+        data: Any = ModelCard(card, ignore_metadata_errors=True).data
+    except (ValueError, TypeError, yaml.YAMLError):
+        return {}
+    found = data.to_dict()
+    return {key: found[key] for key in CARRIED if key in found}

@@ -19,6 +19,7 @@ from mlflow.entities import (
     Param,
     RunTag,
 )
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tasks.artifacts import Store
@@ -130,7 +131,10 @@ class Run:
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         with self._alone("mlflow-datasets"):  # MLflow fails where two make the same dataset at once
             for run_id in (child, self.id):
-                self._client.log_inputs(run_id, datasets=[used])
+                try:
+                    self._client.log_inputs(run_id, datasets=[used])
+                except MlflowException:  # somebody with another store made it at this moment: now it is there
+                    self._client.log_inputs(run_id, datasets=[used])
 
     def log_model(
         self,

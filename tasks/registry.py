@@ -101,9 +101,10 @@ class Registry:
             return version
 
     def _link(self, model_id: str, version: Version) -> None:
-        known = self._client.get_logged_model(model_id).tags.get(VERSIONS, "[]")
-        links = [*json.loads(known), {"name": version.name, "version": version.number}]
-        self._client.set_logged_model_tags(model_id, {VERSIONS: json.dumps(links)})
+        links = json.loads(self._client.get_logged_model(model_id).tags.get(VERSIONS, "[]"))
+        own = {"name": version.name, "version": version.number}
+        if own not in links:  # a server has made it
+            self._client.set_logged_model_tags(model_id, {VERSIONS: json.dumps([*links, own])})
 
     def move(self, alias: str, version: Version, run: str, why: Mapping[str, str]) -> Version:
         """Have an alias name this version from now on. `why` is kept as tags of the version."""

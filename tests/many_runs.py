@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.recipe import Recipe, read_recipe, to_yaml
+from moeprune.masks import Mask
+from tasks import comparison
 from tasks.artifacts import MANIFEST, Store
 from tasks.tracking import Tracker
 
@@ -119,18 +121,30 @@ def _manifest(stage: str, of: str, named: tuple[Any, ...], inputs: dict[str, dic
 
 
 def _keep(store: Store, manifest: dict[str, Any]) -> Path:
-    """The result in the store, with one small file."""
+    """The result in the store, with its small files."""
     folder = store.root / manifest["stage"] / manifest["key"]
     folder.mkdir(parents=True, exist_ok=True)
-    text = ""
+    draw = random.Random(manifest["key"])
     if manifest["stage"] == "mask":
-        draw = random.Random(manifest["key"])
-        kept = {str(layer): sorted(draw.sample(range(EXPERTS), EXPERTS // 2)) for layer in range(LAYERS)}
-        text = json.dumps({"format": "moeprune-mask/1", "base": "0" * 64, "experts": EXPERTS, "kept": kept})
-    name = "mask.json" if manifest["stage"] == "mask" else "content"
-    (folder / name).write_text(text)
-    manifest = manifest | {"files": {name: {"sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": len(text)}}}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+        kept = {layer: tuple(sorted(draw.sample(range(EXPERTS), EXPERTS // 2))) for layer in range(LAYERS)}
+        (folder / "mask.json").write_text(Mask("0" * 64, EXPERTS, kept).to_json())
+    elif manifest["stage"] == "evaluate":
+        common = {"tokens": 200, "bytes": 900, "acc": None, "acc_norm": None}
+        rows = [
+            {"kind": "document", "set": name, "id": number, "nll": draw.uniform(500, 700), **common}
+            for name in CORPORA
+            for number in range(30)
+        ]
+        comparison.write_samples(folder / comparison.SAMPLES, rows)
+        (folder / comparison.REPORT).write_text("{}")
+    else:
+        (folder / "content").write_text(manifest["key"])
+    files = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files}))
     return folder
 
 

@@ -76,6 +76,7 @@ class S3:
 
     port: int
     folder: Path
+    pid: int
 
     @property
     def endpoint(self) -> str:
@@ -167,14 +168,15 @@ def postgres() -> Iterator[Postgres]:
 def s3(folder: Path) -> Iterator[S3]:
     """An S3-compatible store over a folder, with the team's bucket."""
     command, settings = service("s3")
-    storage = S3(free_port(), folder / "store")
-    (storage.folder / BUCKET).mkdir(parents=True)
-    settings |= {"RCLONE_ADDR": f"127.0.0.1:{storage.port}", "RCLONE_CONFIG": str(folder / "none.conf")}
+    port, store = free_port(), folder / "store"
+    (store / BUCKET).mkdir(parents=True)
+    settings |= {"RCLONE_ADDR": f"127.0.0.1:{port}", "RCLONE_CONFIG": str(folder / "none.conf")}
     # The image's entry point is the program itself.
-    words = [str(storage.folder) if word == "/store" else word for word in command]
+    words = [str(store) if word == "/store" else word for word in command]
     started = [str(Path(sys.executable).with_name("rclone")), *words]
-    with running(started, answers(storage.endpoint), folder / "s3.log", env=os.environ | settings):
-        yield storage
+    up = answers(f"http://127.0.0.1:{port}")
+    with running(started, up, folder / "s3.log", env=os.environ | settings) as pid:
+        yield S3(port, store, pid)
 
 
 @contextmanager

@@ -33,9 +33,8 @@ def _searching(app: Dash, living: Living) -> None:
     @app.callback(
         Output("version", "data"), Output("status", "children"), Input("tick", "n_intervals"), State("version", "data")
     )
-    def look(_: int, before: str | None) -> tuple[Any, str]:
-        marks, index = living.marks, living.index
-        now = f"{len(index.entries)} {len(index.nodes)} {hash(tuple(marks.stale))} {len(marks.places)}"
+    def look(_: int, before: int | None) -> tuple[Any, str]:
+        now = living.version
         return (now if now != before else no_update), lists.status(living)
 
     @app.callback(*(Output(name, "options") for name in ("model", "method", "corpus")), Input("version", "data"))

@@ -155,8 +155,8 @@ def _paired(entries: Sequence[Entry], store: Store) -> list[Part]:
     first, second = entries
     try:
         found = paired(first.id, second.id, store.root)
-    except BadInput as error:
-        return [Paragraph(str(error))]
+    except (BadInput, OSError) as error:  # a store that has lost files says so in other ways, too
+        return [Paragraph(" ".join(str(error).split()))]
     rows: list[list[Cell]] = [
         [name, Measured(one["value"], None if one.get("stderr") is None else Z * one["stderr"]), one.get("n")]
         for name, one in found.metrics.items()

@@ -34,6 +34,8 @@ class Living:
         self.tracker, self.store, self.project = tracker, store, project
         self.index = Index()
         self.marks = Marks()
+        self.version = 0
+        """Counts the changes of either."""
         self.registered: dict[str, tuple[str, ...]] = {}
         """What models are called in the registry, with their aliases, by their digests."""
         self.whole = False
@@ -41,6 +43,8 @@ class Living:
         self.trouble = ""
         """Why the last look at the tracker failed; empty if it did not."""
         self._waiting: deque[str] = deque()
+        self._placed: set[str] = set()
+        """Nodes whose bytes have been looked for since everything was read."""
         self._lock = Lock()
         self._wake = Event()
         self._ended = False
@@ -83,7 +87,7 @@ class Living:
             self._add(Index.of(read_lineages(self.tracker), now))
             self.registered = _registered(Registry(self.tracker))
             self.whole = True
-            self.marks = replace(self.marks, places={})
+            self._placed.clear()
             with self._lock:
                 self._waiting = deque(self.index.entries)
         else:
@@ -97,15 +101,23 @@ class Living:
 
     def _add(self, index: Index) -> None:
         _ = index.nodes, index.read_by, [entry.words for entry in index.entries.values()]  # not while a page waits
+        changed = index.entries != self.index.entries
         self.index = index
+        self.version += changed
+
+    def _mark(self, marks: Marks) -> None:
+        changed = marks != self.marks
+        self.marks = marks
+        self.version += changed
 
     def check(self, seconds: float = AGAIN) -> None:
         """Look where bytes are, and hold runs against their recipes, for about so long."""
         until = monotonic() + seconds
-        unplaced = [node for path, node in self.index.nodes.items() if path not in self.marks.places]
+        unplaced = [node for path, node in self.index.nodes.items() if path not in self._placed]
         if unplaced:
             found = places(unplaced, self.store, self.project)
-            self.marks = replace(self.marks, places={**self.marks.places, **found})
+            self._placed.update(found)
+            self._mark(replace(self.marks, places={**self.marks.places, **found}))
         while self._waiting and monotonic() < until and not self._ended:
             with self._lock:
                 run = self._waiting.popleft()
@@ -126,7 +138,7 @@ class Living:
         unknown = {path: why for path, why in self.marks.unknown.items() if path not in own}
         reasons |= {path: found.reasons[path] for path in own if path in found.reasons}
         unknown |= {path: found.unknown for path in own if found.unknown}
-        self.marks = replace(self.marks, stale=reasons, unknown=unknown)
+        self._mark(replace(self.marks, stale=reasons, unknown=unknown))
 
     def _run(self) -> None:
         while not self._ended:

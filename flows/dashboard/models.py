@@ -36,9 +36,12 @@ def card(model: Model, living: Living) -> str:
 
     if model.node.kind == MODELS[0]:
         return "The base model has the card it came with."
-    lineage = living.index.entries[model.node.uses[0].run].lineage
+    runs = [living.index.entries[use.run].lineage for use in model.node.uses]
+    made_it = [one for one in runs if one.final is not None and one.final.path == model.node.path]
+    if not made_it:
+        return "It was distilled: the distilled model has the card."
     try:
-        made = made_by(lineage, living.store)
+        made = made_by(made_it[0], living.store)
         return body(facts_of(made, living.tracker), made.model.name)
     except BadInput as error:
         return f"There is no card: {error}"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -86,9 +87,14 @@ def listen(living: Living, host: str, port: int) -> BaseWSGIServer:
     """A server that answers on `host`; port 0 is any free one. Raises BadInput if it cannot be had."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     try:
-        return make_server(host, port, app_of(living, is_local(host)).server, threaded=True)
-    except (OSError, SystemExit) as error:
-        raise BadInput(f"--host {host} --port {port}: cannot be listened on ({error}): choose another port") from error
+        # By itself the server would print why it cannot have the address, and exit.
+        taken = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise BadInput(
+            f"--host {host} --port {port}: cannot be listened on ({error.strerror}): choose another port or address"
+        ) from error
+    with taken:
+        return make_server(host, port, app_of(living, is_local(host)).server, threaded=True, fd=taken.fileno())
 
 
 @contextmanager
@@ -99,7 +105,7 @@ def serving(store: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[str
     living.start()
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/"
+        yield f"http://{f'[{host}]' if ':' in host else host}:{server.socket.getsockname()[1]}/"
     finally:
         server.shutdown()
         living.stop()

@@ -97,12 +97,14 @@ def test_gc_of_a_project_that_is_restored_afterwards_is_the_same(cleared, moepru
 
 def test_gc_leaves_what_a_kept_run_needs_until_it_is_no_longer_kept(cleared, moeprune, run_id):
     assert moeprune("runs", "keep", run_id[:8]).status == 0
+    assert "kept" in moeprune("runs", "list").out
     answer = gc(moeprune, "--budget", "0B", "--delete")
     assert answer.status == 1 and "missed by" in answer.json["error"] and "unkeep" in answer.json["error"]
     assert sum(folders(cleared).values()) == 10
     assert list(answer.json["stays"]) == [f"needed by kept run {run_id[:8]}"]
     assert moeprune("runs", "unkeep", run_id[:8]).status == 0
     assert moeprune("runs", "unkeep", run_id[:8]).status == 0  # twice is once
+    assert "kept" not in moeprune("runs", "list").out
     gc(moeprune, "--budget", "0B", "--delete")
     assert sum(folders(cleared).values()) == 0
 
@@ -163,7 +165,7 @@ def test_gc_removes_what_a_killed_process_left_and_nothing_of_one_at_work(cleare
     assert begun.wait(120)
     building, progress = cleared / f"score/.{STEP.key}.building", cleared / f"partial/score-{STEP.key}"
     answer = gc(moeprune, "--delete")
-    assert answer.json["items"] == [] and answer.json["stays"] == {"being made": len("half") + len("progress")}
+    assert answer.json["items"] == [] and answer.json["stays"] == {"in somebody's hands": len("half") + len("progress")}
     assert building.is_dir() and progress.is_dir()
     process.kill()
     process.join()

@@ -105,7 +105,7 @@ def test_deploy_form_explains_and_the_server_refuses_what_the_params_do(place, a
         (lambda folder: (folder / "prefect.yaml").unlink(), "prefect.yaml: there is no such file"),
         (lambda folder: (folder / "prefect.yaml").write_text("deployments: [:"), "prefect.yaml: not YAML"),
         (lambda folder: write_file(folder, NIGHTLY | {"entrypoint": "flows.no.flow"}), "entrypoint flows.no.flow"),
-        (lambda folder: write_file(folder, NIGHTLY | {"work_pool": None}), "'nightly': work_pool is missing"),
+        (lambda folder: write_file(folder, NIGHTLY | {"work_pool": None}), "'nightly': work_pool.name is missing"),
         (lambda folder: write_file(folder, NIGHTLY, NIGHTLY), "two deployments have the same name"),
         (lambda folder: write_file(folder, {"name": "a", "schedules": [{"cron": "never"}]}), "never"),
         (lambda folder: shutil.copy(folder / "sources/wiki.jsonl", folder / "params/quick.yaml"), "params/quick.yaml"),
@@ -133,7 +133,7 @@ def test_deploy_without_a_server_is_refused_in_one_line(address, said, project, 
 
 def test_deployments_of_the_repository_are_the_nightly_prune_the_weekly_audit_and_the_sweep(monkeypatch):
     from flows.audit_recipe import AuditRecipe, read_audit
-    from flows.deploying import read, read_file
+    from flows.deployments import read, read_file
     from flows.recipe import Recipe, read_recipe
 
     monkeypatch.chdir(Path(__file__).parents[2])

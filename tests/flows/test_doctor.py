@@ -1,9 +1,12 @@
 """What `moeprune doctor` says of real servers, projects and environments, well and ill."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +63,42 @@ def test_doctor_in_an_empty_folder_says_how_to_mend_it_and_that_mends_it(moeprun
     assert one(doctor_project.git).health == "warn"
 
 
-def test_doctor_of_a_whole_team_finds_nothing_ill(team: Team, template, process, tmp_path):
+def test_doctor_of_a_whole_team_finds_nothing_ill(team: Team, template, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(template, folder)
-    os.chdir(folder)
     team_page.name_remote(folder, team.s3.endpoint)
     sample.git(folder, "commit", "--all", "--quiet", "--message", "remote")
-    answer = process(folder, "doctor", "--json", **team.environ)
-    assert answer.status == 0, answer.err
-    said = {found["subject"]: found for found in answer.json["findings"]}
+    command = [sys.executable, "-m", "flows.command", "doctor", "--json"]
+    answer = subprocess.run(command, cwd=folder, env=os.environ | team.environ, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    said = {found["subject"]: found for found in json.loads(answer.stdout.splitlines()[-1])["findings"]}
     servers = ("git", "DVC", "DVC remote", "Prefect", "MLflow", "artifacts")
-    assert {name: said[name]["health"] for name in servers} == dict.fromkeys(servers, "ok"), answer.out
+    assert {name: said[name]["health"] for name in servers} == dict.fromkeys(servers, "ok"), answer.stdout
     assert team.prefect in said["Prefect"]["what"] and said["MLflow"]["what"] == team.mlflow
     assert said["DVC remote"]["what"] == f"s3://{BUCKET}/dvc"
     assert said["artifacts"]["what"].startswith("mlflow-artifacts:/")
     assert not {"browser", "PostgreSQL", "fonts"} & said.keys(), "asked for in moeprune's own clone only"
+
+
+def test_doctor_says_when_the_server_does_not_schedule(server, monkeypatch):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.states import Scheduled
+
+    monkeypatch.setattr(doctor_servers, "SETTLED", timedelta(0))
+    with get_client(sync_client=True) as client:
+        flow = client.create_flow_from_name("nothing")
+        yearly = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 0 1 1 *"), active=True)
+        nightly = client.create_deployment(flow, "nightly", schedules=[yearly])
+        client.create_deployment(flow, "by-hand")
+        try:
+            found = one(doctor_servers.prefect, "schedules")  # a server of tests has no scheduler
+            assert found.health == "fail" and "of nightly no run is ahead" in found.what
+            client.create_flow_run_from_deployment(nightly, state=Scheduled())
+            assert "schedules" not in [found.subject for found in doctor_servers.prefect(STORE)]
+        finally:
+            client.delete_flow(flow)
 
 
 @pytest.mark.parametrize("ill", ["address", "keys", "bucket"])
@@ -85,7 +109,7 @@ def test_doctor_says_what_is_ill_with_a_remote_on_s3(ill, project, keys: S3, mon
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     found = one(doctor_project.dvc, "DVC remote")
     assert found.health == "fail" and "team" in found.what
-    told = {"address": "refused", "keys": "denied", "bucket": "no bucket 'absent'"}
+    told = {"address": "refused", "keys": "forbidden", "bucket": "no bucket 'absent'"}
     assert told[ill] in found.what.lower()
     assert "dvc remote modify" in found.mend
 
@@ -112,14 +136,13 @@ def test_doctor_says_when_servers_do_not_answer(tmp_path, monkeypatch):
     assert "PREFECT_API_URL" in found[0].mend and "MLFLOW_TRACKING_URI" in found[1].mend
 
 
-def test_doctor_says_when_the_store_behind_mlflow_is_gone(storage: S3, mlflow_url, tmp_path, monkeypatch):
+def test_doctor_says_when_the_store_behind_mlflow_does_not_answer(storage: S3, mlflow_url, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
-    bucket, away = storage.folder / BUCKET, storage.folder / "away"
-    bucket.rename(away)
+    os.kill(storage.pid, signal.SIGSTOP)
     try:
         found = list(doctor_servers.mlflow(Store(tmp_path)))
     finally:
-        away.rename(bucket)
+        os.kill(storage.pid, signal.SIGCONT)
     assert [(finding.subject, finding.health) for finding in found] == [("MLflow", "ok"), ("artifacts", "fail")]
     assert "MLFLOW_S3_ENDPOINT_URL" in found[1].mend
     assert [finding.health for finding in doctor_servers.mlflow(Store(tmp_path))] == ["ok", "ok"]

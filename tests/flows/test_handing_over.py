@@ -9,7 +9,7 @@ import sample
 import torch
 import yaml
 from commanded import run_in
-from hub import Fault, Hub, point_at, serve
+from hub import Fault, Hub, closed_port, point_at, serve
 from huggingface_hub import HfApi, ModelCard, constants
 from mlflow.tracking import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -152,7 +152,7 @@ def test_card_tells_what_was_removed_the_mix_the_results_and_every_hash(runs, pr
 
 
 def test_export_without_the_hub_says_that_the_licence_is_not_known(runs, project, monkeypatch, tmp_path, moeprune):
-    point_at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+    point_at(monkeypatch, f"http://127.0.0.1:{closed_port()}", tmp_path / "cache")
     answer = moeprune("export", runs[2], "smaller")
     assert answer.status == 0 and "licence is not known" in answer.out
     card = ModelCard.load("smaller/README.md")

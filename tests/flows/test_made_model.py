@@ -1,40 +1,38 @@
 """Which runs have a model to hand over."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import recorded
 
 from flows.made_model import made_by
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
-from tasks.lineage import Lineage, Stage
-from tasks.tracked import LoggedModel, Record
+from tasks.lineage import Lineage
+from tasks.tracked import LoggedModel
 
-NOW = datetime.now(UTC)
-RUN = Record("a" * 32, "nightly", "FINISHED", NOW, {}, {}, {})
-
-
-def stage(word: str, of: str = "") -> Stage:
-    title = f"{word} {of}".strip()
-    return Stage(title, title, word, of, f"key of {title}", f"digest of {title}", "miss", NOW, None, "", None, None, {},
-                 None, {}, {})  # fmt: skip
+WORDS = ("download", "mask", "prune", "distill", "evaluate", "audit")
+STAGES = {word: recorded.stage(word, f"key-of-{word}") for word in WORDS}
 
 
 def model(kind: str, word: str) -> LoggedModel:
-    return LoggedModel(f"m-{kind}", f"tiny-{kind}", kind, stage(word).digest, RUN.id, {})
+    return LoggedModel(f"m-{kind}", f"tiny-{kind}", kind, STAGES[word].digest, "a" * 32, {})
 
 
 def lineage(*words: str) -> Lineage:
     models = (model("base", "download"), model("pruned", "prune"), model("distilled", "distill"))
-    return Lineage(RUN, tuple(stage(word) for word in words), models)
+    return replace(recorded.lineage("a" * 32, *(STAGES[word] for word in words)), models=models)
+
+
+def killed(found: Lineage) -> Lineage:
+    return replace(found, run=replace(found.run, status="KILLED"))
 
 
 def test_model_of_a_run_is_the_last_that_it_made():
     pruned = made_by(lineage("download", "mask", "prune"), Store(Path("store")))
     assert (pruned.model.id, pruned.kind, pruned.base.id) == ("m-pruned", "pruned", "m-base")
-    assert pruned.folder == Path("store/prune/key of prune")
+    assert pruned.folder == Path("store/prune/key-of-prune")
     distilled = made_by(lineage("download", "mask", "prune", "distill"), Store(Path("store")))
     assert (distilled.model.id, distilled.kind) == ("m-distilled", "distilled")
 
@@ -47,7 +45,7 @@ def test_model_of_a_run_is_the_last_that_it_made():
             "its mask is virtual: run its recipe with --set evaluate.virtual=false",
         ),
         (lineage("download", "mask", "audit"), "it is an audit: give a run that prunes"),
-        (replace(lineage("download", "prune"), run=replace(RUN, status="KILLED")), "is KILLED, not FINISHED"),
+        (killed(lineage("download", "prune")), "is KILLED, not FINISHED"),
         (replace(lineage("download", "prune"), models=()), "the tracker has no record of its model"),
     ],
     ids=["virtual", "audit", "killed", "no model"],

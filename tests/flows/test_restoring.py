@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sample
 from clones import Team, contents, copy_project, flip_a_byte, share, sparse_recipe
+from hub import point_at, serve
 
 from flows.preflight import preflight
 from flows.recipe import read_recipe
@@ -173,3 +174,27 @@ def test_restore_of_an_unknown_run_in_a_clone_names_the_tracker_to_set(cloned, m
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     answer = moeprune("restore", cloned.run)
     assert answer.status == 2 and "MLFLOW_TRACKING_URI" in answer.err
+
+
+def test_restore_from_the_hub_takes_the_commit_that_was_read_though_main_moved_on(
+    project, run, moeprune, tmp_path, monkeypatch
+):
+    name, read, newer = "owner/model", "a" * 40, "b" * 40
+    other = sample.write_model(tmp_path / "other", seed=1)
+    with serve({name: {read: project / "model", newer: other}}) as hub:
+        point_at(monkeypatch, hub.url, tmp_path / "cache")
+        hub.refs[name]["main"] = read
+        done = run("params/quick.yaml", f"download.source={name}")
+        hub.refs[name]["main"] = newer
+        cloned = share(project, tmp_path, done.json["run_id"])
+        point_at(monkeypatch, hub.url, tmp_path / "another cache")
+        monkeypatch.chdir(cloned.clone)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", cloned.tracker)
+        answer = moeprune("restore", cloned.run, "--json")
+        assert answer.status == 0, answer.err
+        for stage in ("download", "prune"):
+            assert contents(cloned.clone / ".moeprune" / stage) == contents(cloned.project / ".moeprune" / stage) != {}
+        (source,) = (
+            thing for thing in moeprune("verify", cloned.run, "--json").json["things"] if thing["where"] == "source"
+        )
+        assert (source["name"], source["state"]) == (f"{name} {read[:8]}", "ok")

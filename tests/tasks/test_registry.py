@@ -10,17 +10,25 @@ from tasks.registry import Registry, Version
 from tasks.tracked import LoggedModel
 from tasks.tracking import Tracker
 
-NAME = "tiny-pruned"
 
-
-@pytest.fixture
-def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
+@pytest.fixture(params=["database", "server"])
+def tracker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
+    """One that has nothing yet: a database in its store, or an experiment of the team's server."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if request.param == "server":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("mlflow_url"))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     found = Tracker(Store(tmp_path / "store"))
     found.check()
     return found
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> str:
+    """Of a model that nobody has registered."""
+    return f"{tmp_path.name}-pruned"
 
 
 def client_of(tracker: Tracker) -> MlflowClient:
@@ -36,48 +44,49 @@ def made(tracker: Tracker, *digests: str) -> tuple[list[LoggedModel], str]:
     return [models[digest] for digest in digests], run.id
 
 
-def test_registering_a_checkpoint_twice_is_one_version_and_leaves_nothing_elsewhere(tracker: Tracker):
+def test_registering_a_checkpoint_twice_is_one_version_and_leaves_nothing_elsewhere(tracker: Tracker, name: str):
     (one, other), run = made(tracker, "a" * 64, "b" * 64)
     registry = Registry(tracker)
-    first, second, again = (registry.register(NAME, model, run) for model in (one, other, one))
-    assert first == again == Version(NAME, 1, "a" * 64, "pruned", one.id, run, (), first.tags)
+    first, second, again = (registry.register(name, model, run) for model in (one, other, one))
+    assert first == again == Version(name, 1, "a" * 64, "pruned", one.id, run, (), first.tags)
     assert (second.number, second.digest, second.model) == (2, "b" * 64, other.id)
-    assert [version.number for version in Registry(tracker).versions(NAME)] == [2, 1]
+    assert [version.number for version in Registry(tracker).versions(name)] == [2, 1]
     assert registry.versions("unknown") == []
     # A database keeps no model id beside a version's source: MLflow's pages lead from the model by its tag.
     links = client_of(tracker).get_logged_model(one.id).tags["mlflow.modelVersions"]
-    assert links == f'[{{"name": "{NAME}", "version": 1}}]'
-    assert client_of(tracker).get_model_version(NAME, "1").source == f"models:/{one.id}"
+    assert links == f'[{{"name": "{name}", "version": 1}}]'
+    assert client_of(tracker).get_model_version(name, "1").source == f"models:/{one.id}"
     assert not list(Path.cwd().iterdir()), "MLflow looked into its default database"
 
 
-def test_alias_names_one_version_at_a_time_and_says_why(tracker: Tracker):
+def test_alias_names_one_version_at_a_time_and_says_why(tracker: Tracker, name: str):
     models, run = made(tracker, "a" * 64, "b" * 64)
     registry = Registry(tracker)
-    first, second = (registry.register(NAME, model, run) for model in models)
-    assert registry.holder(NAME, "production") is None and registry.holder("unknown", "production") is None
+    first, second = (registry.register(name, model, run) for model in models)
+    assert registry.holder(name, "production") is None and registry.holder("unknown", "production") is None
     moved = registry.move("candidate", first, run, {})
     assert (moved.number, moved.aliases) == (1, ("candidate",))
     assert registry.move("production", first, run, {"promoted.production": "as it is good"}).number == 1
     held = registry.move("production", second, "c" * 32, {"promoted.production": "as it is better"})
     assert (held.number, held.aliases, held.run) == (2, ("production",), "c" * 32)
     assert held.tags["promoted.production"] == "as it is better"
-    assert registry.holder(NAME, "production") == held
-    assert {version.number: version.aliases for version in registry.versions()} == {
+    assert registry.holder(name, "production") == held
+    assert {version.number: version.aliases for version in registry.versions(name)} == {
         1: ("candidate",),
         2: ("production",),
     }
-    assert client_of(tracker).get_registered_model(NAME).aliases == {"candidate": 1, "production": 2}
+    held = client_of(tracker).get_registered_model(name).aliases
+    assert {alias: int(number) for alias, number in held.items()} == {"candidate": 1, "production": 2}
 
 
-def test_version_registered_by_hand_is_told_by_its_source(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+def test_version_registered_by_hand_is_told_by_its_source(tracker: Tracker, name: str, monkeypatch: pytest.MonkeyPatch):
     (model,), run = made(tracker, "a" * 64)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)  # as a script of somebody's would
     client = client_of(tracker)
-    client.create_registered_model("by-hand")
-    client.create_model_version("by-hand", f"models:/{model.id}")
-    client.create_model_version("by-hand", "s3://somewhere/else")
-    client.set_registered_model_alias("by-hand", "champion", "1")
-    strange, own = Registry(tracker).versions("by-hand")
+    client.create_registered_model(name)
+    client.create_model_version(name, f"models:/{model.id}", model_id=model.id)
+    client.create_model_version(name, "s3://somewhere/else")
+    client.set_registered_model_alias(name, "champion", "1")
+    strange, own = Registry(tracker).versions(name)
     assert (own.digest, own.model, own.run, own.aliases) == ("a" * 64, model.id, run, ("champion",))
     assert (strange.digest, strange.model, strange.run, strange.aliases) == ("", "", "", ())

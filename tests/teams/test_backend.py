@@ -25,17 +25,19 @@ MANIFEST = {
     },
 }
 MACHINES = 4
+CORPORA = ("wiki", "code", "law", "fiction")
 
 
 def record(folder: Path, store: Path | None = None) -> None:
-    """One run as flows record it: a stage with a file, a corpus and a model that the others have too."""
+    """One run as flows record it: stages with a file and a corpus each, a model; all but the run as the others have."""
     tracker = Tracker(Store(store or folder / "store"))
     tracker.check()
     file = folder / "report.json"
     file.write_text(folder.name)
     with tracker.run(folder.name, {"a": 1}, recipe="a: 1\n") as run:
-        child = run.log_stage("calibrate wiki", "calibrate", "wiki", MANIFEST, "miss", [file])
-        run.log_corpus(child, "wiki", "0" * 32, "wiki.jsonl", 8)
+        for number, name in enumerate(CORPORA):
+            child = run.log_stage(f"calibrate {name}", "calibrate", name, MANIFEST, "miss", [file])
+            run.log_corpus(child, name, f"{number:032x}", f"{name}.jsonl", 8)
         run.log_model("base", "b" * 64, "base")
 
 
@@ -57,5 +59,6 @@ def test_tracker_begun_by_many_at_once_loses_no_run(kind, shared, cluster: Postg
     found = tracker.list_runs(100)
     assert sorted(run.name for run in found) == names
     assert {run.status for run in found} == {"FINISHED"}
-    assert len(tracker.runs_with_dataset("0" * 32)) == MACHINES
+    for number in range(len(CORPORA)):
+        assert len(tracker.runs_with_dataset(f"{number:032x}")) == MACHINES
     assert len(tracker.models()) == 1

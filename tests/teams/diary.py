@@ -1,0 +1,58 @@
+"""What is told of a week: each step in one line as it ends, all that was checked in a table."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Step:
+    """One step, and what was found to hold in it."""
+
+    day: str
+    title: str
+    claims: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def holds(self, claim: str, found: Any, wanted: Any = True) -> None:
+        """Note that what was found is what was claimed; else AssertionError with both."""
+        if found != wanted:
+            raise AssertionError(f"{self.day}, {self.title}: {claim}: found {found!r}, not {wanted!r}")
+        self.claims.append(claim)
+
+    def __str__(self) -> str:
+        return f"{self.day}  {self.seconds:6.1f} s  {len(self.claims):2} claims  {self.title}"
+
+
+@dataclass
+class Diary:
+    """The steps so far."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, day: str, title: str) -> Iterator[Step]:
+        """A step, told when it ends."""
+        step, started = Step(day, title), time.monotonic()
+        yield step
+        step.seconds = time.monotonic() - started
+        self.steps.append(step)
+        print(step, flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def claims(self) -> int:
+        """How many were checked."""
+        return sum(len(step.claims) for step in self.steps)
+
+    def table(self) -> str:
+        """All steps with all that held, as Markdown."""
+        rows = ["| day | step | what was checked | s |", "| --- | --- | --- | --- |"]
+        rows += [f"| {one.day} | {one.title} | {'; '.join(one.claims)} | {one.seconds:.1f} |" for one in self.steps]
+        return "\n".join([*rows, f"| | {len(self.steps)} steps | {self.claims} claims hold | {self.seconds:.1f} |"])
