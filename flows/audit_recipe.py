@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import yaml
 from pydantic import Field, model_validator
 
 from flows.recipe import Recipe, parse_recipe, read_yaml, validated
@@ -84,8 +83,3 @@ def read_audit(path: Path, changes: tuple[str, ...] = ()) -> AuditRecipe:
             f"{path}: audit: the section is missing: give it criteria and ratios, as in params/audit-demo.yaml"
         )
     return validated(AuditRecipe, content, str(path))
-
-
-def to_yaml(recipe: AuditRecipe) -> str:
-    """The resolved recipe: every default written out."""
-    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

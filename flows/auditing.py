@@ -10,13 +10,14 @@ from prefect import flow
 from flows.audit_chain import BASE, AuditChain, Audited
 from flows.audit_consequence import Consequence, between_criteria, between_resamples, consequences, mean_perplexity
 from flows.audit_findings import Findings, read_findings
-from flows.audit_recipe import AuditRecipe, to_yaml
+from flows.audit_recipe import AuditRecipe
 from flows.chain import Sources
 from flows.engine import Engine, push
 from flows.notifying import notify
 from flows.outcome import Outcome, Record
 from flows.pages import check_path
 from flows.preflight import observation_bytes, preflight
+from flows.recipe import recorded, to_yaml
 from flows.running import quiet
 from flows.sweep_planning import SweepPlan, counts
 from flows.walk import look_up
@@ -57,7 +58,7 @@ def audit_model(recipe: AuditRecipe, name: str = "audit", report: Path | None = 
     tracker.check()
     sources = check(recipe, store)
     tags = {"kind": "audit", "method": ", ".join(one.name for one in recipe.audit.criteria)}
-    with tracker.run(name, recipe.model_dump(mode="json"), tags, to_yaml(recipe)) as run:
+    with tracker.run(name, recorded(recipe), tags, to_yaml(recipe)) as run:
         outcome = Outcome(run.id)
         engine = Engine(recipe.pruning()[0], store, Path.cwd(), run, outcome)
         made = AuditChain(recipe, sources, store, engine.do).run()

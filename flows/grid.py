@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flows.chain import Sources
 from flows.preflight import preflight
-from flows.recipe import Recipe, expand, parse_recipe
+from flows.recipe import Recipe, expand, parse_recipe, recorded
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
 from tasks.tracked import flatten
@@ -77,12 +75,6 @@ def axes(recipes: list[Recipe]) -> dict[str, str]:
     """Every key with the value it has in all recipes, or with all the values it has in one or other."""
     values: dict[str, dict[str, None]] = {}
     for recipe in recipes:
-        for key, value in flatten(recipe.model_dump(mode="json")).items():
+        for key, value in flatten(recorded(recipe)).items():
             values.setdefault(key, {})[value] = None
     return {key: " | ".join(found) for key, found in values.items()}
-
-
-def to_yaml(recipes: list[Recipe]) -> str:
-    """The resolved recipes, one document each."""
-    dumped = [recipe.model_dump(mode="json") for recipe in recipes]
-    return str(yaml.safe_dump_all(dumped, sort_keys=False, allow_unicode=True))

@@ -75,8 +75,8 @@ def push(name: str, repository: str, root: Path, public: bool = False) -> tuple[
     package = _package(made, tracker, repository)
     if public and not package.facts.base.licence:
         raise BadInput(
-            f"--public: the licence of the base model {made.base.name} is not known: put its card or LICENSE into its "
-            "folder, or push without --public"
+            f"--public: the licence of the base model {made.base.name} is not known: have its repository state one, or "
+            "its card or LICENSE lie in the folder that still holds it, or push without --public"
         )
     texts = {file: text.encode() for file, text in package.texts.items()}
     message = f"{made.model.name}, of run {made.run}"

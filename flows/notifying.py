@@ -2,7 +2,10 @@
 
 import json
 import os
+from http.client import HTTPException
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 URL = "MOEPRUNE_WEBHOOK_URL"
@@ -15,7 +18,8 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
     """A state hook of Prefect: say that a flow run failed or crashed, and why.
 
     The message is JSON: `text`, which Slack, Mattermost and their like show as it is, and the same facts by name.
-    Raises OSError if it cannot be delivered; Prefect logs what a hook raises, and the run's state stays.
+    Raises OSError if it cannot be delivered; Prefect logs what a hook raises, and the run's state stays. The address is
+    a secret: whoever has it can write to the channel.
     """
     address = os.environ.get(URL)
     if not address:
@@ -33,8 +37,14 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
     if facts["url"]:
         text += f"\n{facts['url']}"
     body = json.dumps({"text": text, **facts}).encode()
-    request = Request(address, body, {"Content-Type": "application/json"})
-    urlopen(request, timeout=PATIENCE).close()
+    try:
+        if urlsplit(address).scheme not in ("http", "https"):
+            raise ValueError
+        urlopen(Request(address, body, {"Content-Type": "application/json"}), timeout=PATIENCE).close()
+    except HTTPError as error:
+        raise OSError(f"{URL}: nobody is told: its server answers {error.code}") from None
+    except (OSError, ValueError, HTTPException) as error:
+        raise OSError(f"{URL}: nobody is told: {type(error).__name__}: check that it is an http address") from None
 
 
 def _page(flow_run: Any) -> str | None:

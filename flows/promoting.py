@@ -1,6 +1,5 @@
 """Promotion: an alias of the registry moves to the model of a run, if the rules in its recipe hold."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 
 from flows.made_model import MadeModel, find_model, manifest_of, measured
 from moeprune.errors import BadInput
-from tasks.artifacts import Store
+from tasks.artifacts import Artifact, Store
 from tasks.gate import PromoteParams, Verdict, judge
 from tasks.lineage import recipe_text
 from tasks.registry import Registry, Version
@@ -53,9 +52,11 @@ def promote(name: str, alias: str, root: Path) -> Promotion:
         )
     manifest_of(made)
     version = registry.register(title, made.model, made.run)
-    version = registry.move(alias, version, made.run, {f"promoted.{alias}": _record(made, held, rules, verdicts)})
+    version, before = registry.move(alias, version, made.run, _record(made, rules, verdicts))
     tracker.tag(made.run, f"registry.{alias}", f"{version.name}/{version.number}")
-    return Promotion(alias, version, held, rules, verdicts)
+    for stage in made.lineage.stages:  # a `gc` that is under way does not see the alias, but it sees this
+        tracker.store.touch(Artifact(stage=stage.stage, key=stage.key, digest=stage.digest))
+    return Promotion(alias, version, before, rules, verdicts)
 
 
 def _rules(made: MadeModel, tracker: Tracker) -> PromoteParams:
@@ -71,16 +72,13 @@ def _rules(made: MadeModel, tracker: Tracker) -> PromoteParams:
         raise BadInput(f"run {made.run[:8]}: promote: {error.errors()[0]['msg']}: run its recipe again") from error
 
 
-def _record(made: MadeModel, before: Version | None, rules: PromoteParams, verdicts: Sequence[Verdict]) -> str:
-    return json.dumps(
-        {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "run": made.run,
-            "before": before and before.number,
-            "level": rules.level,
-            "verdicts": [asdict(one) for one in verdicts],
-        }
-    )
+def _record(made: MadeModel, rules: PromoteParams, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": made.run,
+        "level": rules.level,
+        "verdicts": [asdict(one) for one in verdicts],
+    }
 
 
 def in_words(verdict: Verdict, rules: PromoteParams) -> str:

@@ -10,7 +10,7 @@ from flows.engine import Engine, Execute, push, say
 from flows.notifying import notify
 from flows.outcome import Outcome
 from flows.preflight import preflight
-from flows.recipe import Recipe, to_yaml
+from flows.recipe import Recipe, recorded, to_yaml
 from flows.sharing import Shared
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
@@ -42,7 +42,7 @@ def run_recipe(recipe: Recipe, name: str, sources: Sources, among: Among | None 
     store, project = Store(recipe.runtime.store), Path.cwd()
     tags = {"method": recipe.method, **(among.tags if among else {})}
     parent = among.parent if among else None
-    with Tracker(store).run(name, recipe.model_dump(mode="json"), tags, to_yaml(recipe), parent) as run:
+    with Tracker(store).run(name, recorded(recipe), tags, to_yaml(recipe), parent) as run:
         outcome = Outcome(run.id)
         if recipe.score.reason:
             say(f"criterion {recipe.score.reason}")

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moeprune.errors import BadInput
 from tasks import distill, download, observe, prune
-from tasks.artifacts import MANIFEST, Artifact, Runtime, Step, Store, git_state, library_versions
+from tasks.artifacts import Artifact, Runtime, Step, Store, git_state, library_versions
 
 Manifest = Mapping[str, Any]
 Given = Mapping[str, str]
@@ -28,17 +27,26 @@ def rebuild(manifest: Manifest, given: Given, store: Store, scratch: Path) -> Pa
         link = scratch / artifact.path
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(store.folder(artifact).absolute())
-    runtime = Runtime(**manifest["producer"]["runtime"], store=scratch)
+    runtime = _runtime(manifest["producer"]["runtime"], scratch)
     return scratch / WORK[step.stage](step, runtime, given, store).path
 
 
 def step_of(manifest: Manifest) -> Step:
-    """The step that a manifest is of. Raises BadInput if its key is not that of its content."""
+    """The step that a manifest is of."""
     inputs: dict[str, Artifact | None] = {name: Artifact(**entry) for name, entry in manifest["inputs"].items()}
-    step = Step(manifest["stage"], manifest["of"], manifest["code"], manifest["params"], inputs)
-    if step.key != manifest["key"]:
-        raise BadInput(f"{step.title}: {MANIFEST} was changed: its key is not that of what it says")
-    return step
+    return Step(manifest["stage"], manifest["of"], manifest["code"], manifest["params"], inputs)
+
+
+def _runtime(recorded: dict[str, Any], scratch: Path) -> Runtime:
+    """How a result was made, on the device it was made on if this machine has it."""
+    import torch
+
+    runtime = Runtime(**recorded, store=scratch)
+    try:
+        torch.empty(0, device="cpu" if runtime.device == "auto" else runtime.device)
+    except (RuntimeError, AssertionError, ImportError):  # as torch says that a device is not here
+        return runtime.model_copy(update={"device": "auto"})
+    return runtime
 
 
 def source_of(given: Given, repository: Mapping[str, str], store: Store) -> download.Source:

@@ -314,6 +314,11 @@ def _choices(value: Any, model: Any) -> Iterator[Any]:
         yield value
 
 
-def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe: every default written out."""
-    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+def recorded(recipe: Params) -> dict[str, Any]:
+    """All that a run is told, every default written out, but for where this machine has its store."""
+    return recipe.model_dump(mode="json", exclude={"runtime": {"store"}})
+
+
+def to_yaml(*recipes: Params) -> str:
+    """Resolved recipes for other machines, too: as `recorded`, a document each."""
+    return str(yaml.safe_dump_all(map(recorded, recipes), sort_keys=False, allow_unicode=True))

@@ -108,6 +108,8 @@ class _Work:
             return Restored(stage.title, place, how(stage))
         except BadInput as fault:
             return Restored(stage.title, place, "", str(fault))
+        except Exception as fault:  # whatever befalls one result, the others are brought
+            return Restored(stage.title, place, "", f"{type(fault).__name__}: {' '.join(str(fault).split())}")
 
     def _is_there(self, stage: Stage) -> bool:
         artifact = Artifact(stage=stage.stage, key=stage.key, digest=stage.digest)
@@ -125,9 +127,9 @@ class _Work:
         if self._is_there(stage):
             return THERE
         manifest = read_manifest(self.tracker, stage)
-        if (manifest["key"], manifest["digest"]) != (stage.key, stage.digest):
-            raise BadInput("the tracker's manifest.json is of another result: it was changed there")
         with self.store.lock(f"{stage.stage}-{stage.key}"):
+            if self._is_there(stage):  # made by whoever had the lock
+                return THERE
             building = self.store.root / "partial" / f"restore-{stage.stage}-{stage.key}"
             shutil.rmtree(building, ignore_errors=True)  # what a killed process left behind
             try:

@@ -17,7 +17,7 @@ from flows.engine import Execute, here, push, say
 from flows.notifying import notify
 from flows.outcome import Entry, Outcome, Record, Sweep
 from flows.pruning import Among, run_recipe
-from flows.recipe import Recipe
+from flows.recipe import Recipe, to_yaml
 from flows.sharing import Shared
 from flows.walk import Walk, walk
 from moeprune.errors import BadInput
@@ -43,7 +43,7 @@ def prune_models(recipe: dict[str, Any], name: str = "sweep", max_parallel: Anno
         for number, (one, sources) in enumerate(zip(recipes, grid.check(recipes, store), strict=True), 1)
     ]
     origins = {"store": str(store.root.absolute()), "recipes": [job.walk.origin for job in jobs]}
-    with tracker.sweep(name, key_of("sweep", name, origins, {}), grid.axes(recipes), grid.to_yaml(recipes)) as parent:
+    with tracker.sweep(name, key_of("sweep", name, origins, {}), grid.axes(recipes), to_yaml(*recipes)) as parent:
         parent.tag({"recipes": str(len(jobs))})
         course = Course(name, store, parent, len(jobs), tracker.finished(parent.id))
         result = Sweep(name, parent.id, _run(jobs, course.entry, min(max_parallel, len(jobs))))

@@ -13,7 +13,7 @@ import yaml
 
 from flows.engine import LOGGED
 from flows.made_model import run_named
-from flows.rebuilding import source_of, step_of
+from flows.rebuilding import source_of
 from moeprune.checkpoint import digest_of, open_checkpoint, sha256
 from moeprune.errors import BadInput
 from tasks import versioning
@@ -89,13 +89,15 @@ class _Checks:
             state = self._in_store(stage)
             everything = " --everything" if stage.stage in ("observe", "distill") else ""
             yield _thing(run, "store", stage.title, state, f"moeprune restore {short}{everything}")
-        for stage in run.stages:
-            if stage.md5:
-                state = "ok" if self._versions[stage.md5] else "missing"
-                yield _thing(run, "DVC", stage.title, state, f"dvc push where it is, or {again}")
+        yield from self._versioned(run, again)
         for stage in run.stages:
             if stage.stage == "download":
                 yield self._source(run, stage)
+        titles = {stage.title for stage in run.stages}
+        for name in run.run.tags:
+            kind, _, title = name.partition(".")
+            if kind == "artifact" and title not in titles:
+                yield _thing(run, "tracker", f"{title}: its record", "missing", again)
         yield _thing(run, "tracker", RECIPE, self._recipe(run), "run the recipe again, from where it was kept")
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for stage, states in zip(run.stages, pool.map(self._files, run.stages), strict=True):
@@ -105,6 +107,25 @@ class _Checks:
             if stage.stage in ("prune", "distill"):
                 state = "ok" if any(model.digest == stage.digest for model in run.models) else "missing"
                 yield _thing(run, "tracker", f"{stage.title}: logged model", state, again)
+
+    def _versioned(self, run: Lineage, again: str) -> Iterator[Thing]:
+        """What DVC has: the team's remote, where there is one, since nobody else gets at a cache."""
+        versioned = [stage for stage in run.stages if stage.md5]
+        if not versioned:
+            return
+        found = self._survey
+        for remote, reason in found.silent.items():
+            yield _thing(run, "DVC", f"remote '{remote}'", "missing", f"it could not be asked ({reason}): mend that")
+        for stage in versioned:
+            assert stage.md5
+            places = found.places[stage.md5]
+            if found.team in places or (found.team is None and places):
+                yield _thing(run, "DVC", stage.title, "ok", "")
+            elif places and found.team not in found.silent:
+                mend = f"dvc push, as it is not in the remote '{found.team}' but in {', '.join(sorted(places))}"
+                yield _thing(run, "DVC", stage.title, "missing", mend)
+            elif not found.silent:
+                yield _thing(run, "DVC", stage.title, "missing", f"dvc push where it is, or {again}")
 
     def _in_store(self, stage: Stage) -> State:
         known = (stage.path, stage.digest)
@@ -121,9 +142,9 @@ class _Checks:
         return self._stored[known]
 
     @cached_property
-    def _versions(self) -> dict[str, str | None]:
-        md5s = {stage.md5 for run in self.runs for stage in run.stages if stage.md5}
-        return versioning.where(sorted(md5s), self.project, read=True) if md5s else {}
+    def _survey(self) -> versioning.Survey:
+        md5s = [stage.md5 for run in self.runs for stage in run.stages if stage.md5]
+        return versioning.survey(md5s, self.project, read=True)
 
     def _source(self, run: Lineage, stage: Stage) -> Thing:
         given = run.run.params | ({"download.source": self.base} if self.base else {})
@@ -150,35 +171,32 @@ class _Checks:
         )
 
     def _recipe(self, run: Lineage) -> State:
-        try:
-            text = recipe_text(self.tracker, run.run.id)
-        except BadInput:
+        if RECIPE not in self.tracker.files(run.run.id):
             return "missing"
-        return "ok" if flatten(yaml.safe_load(text)).items() <= run.run.params.items() else "changed"
+        try:
+            content = flatten(yaml.safe_load(recipe_text(self.tracker, run.run.id)))
+        except (BadInput, yaml.YAMLError, AttributeError):  # gone meanwhile, or not a recipe
+            return "changed"
+        return "ok" if content.items() <= run.run.params.items() else "changed"
 
     def _files(self, stage: Stage) -> dict[str, State]:
         """What the tracker keeps of a stage, held against its manifest."""
-        states: dict[str, State] = dict.fromkeys(LOGGED.get(stage.stage, (MANIFEST,)), "missing")
+        kept = self.tracker.files(stage.id)
+        states: dict[str, State] = {
+            name: "changed" if name in kept else "missing" for name in LOGGED.get(stage.stage, (MANIFEST,))
+        }
         try:
             manifest = read_manifest(self.tracker, stage)
         except BadInput:
-            return states
-        states[MANIFEST] = "ok" if _is_of(manifest, stage) else "changed"
+            # Without it nothing can be said of the others but whether they are there.
+            return {name: state for name, state in states.items() if name == MANIFEST or state == "missing"}
+        states[MANIFEST] = "ok"
         with TemporaryDirectory() as folder:
-            for name in set(states) & set(manifest["files"]):
+            for name in set(states) & set(manifest["files"]) & set(kept):
                 fetched = self.tracker.fetch(stage.id, name, Path(folder))
-                if fetched is not None:
-                    states[name] = "ok" if sha256(fetched) == manifest["files"][name]["sha256"] else "changed"
+                if fetched is not None and sha256(fetched) == manifest["files"][name]["sha256"]:
+                    states[name] = "ok"
         return states
-
-
-def _is_of(manifest: dict[str, Any], stage: Stage) -> bool:
-    try:
-        step = step_of(manifest)
-    except BadInput:
-        return False
-    digest = digest_of({name: file["sha256"] for name, file in manifest["files"].items()})
-    return (step.stage, step.key, digest, manifest["digest"]) == (stage.stage, stage.key, stage.digest, stage.digest)
 
 
 def _thing(run: Lineage, where: Any, name: str, state: State, mend: str) -> Thing:

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from moeprune.checkpoint import sha256
+from moeprune.checkpoint import digest_of, open_checkpoint, sha256
+from moeprune.errors import BadInput
 from tasks import hub
 from tasks.artifacts import Store
 from tasks.hub_refusals import endpoint
@@ -47,13 +48,14 @@ def read_base_card(origin: Mapping[str, str], source: str, store: Store) -> Base
     """The card of a base model and its files with terms; from the Hub, those of the commit that was used.
 
     `origin` says what the download was: {"repository", "commit"}, or {"content"} of a folder, which is then `source`;
-    a folder that is no longer there says nothing. Raises BadInput if the Hub does not give out the files, and
-    HubUnavailable while it cannot be reached.
+    a folder that does not hold that model any longer says nothing. Raises BadInput if the Hub does not give out the
+    files, and HubUnavailable while it cannot be reached.
     """
     if "repository" not in origin:
         folder = Path(source)
-        names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-        return _read(None, None, folder, names)
+        if not _holds(folder, origin["content"], store):
+            return BaseCard(None)
+        return _read(None, None, folder, [path.name for path in folder.iterdir() if path.is_file()])
     repository, commit = origin["repository"], origin["commit"]
     found = hub.look_up(repository, commit, store.root / "hub" / f"{repository.replace('/', '%2F')}@{commit}.json")
     names = [name for name in found.files if _is_wanted(name)]
@@ -62,6 +64,15 @@ def read_base_card(origin: Mapping[str, str], source: str, store: Store) -> Base
     folder = hub.fetch(found, names)
     hub.verify(found, names, folder, sha256)
     return _read(repository, commit, folder, names)
+
+
+def _holds(folder: Path, content: str, store: Store) -> bool:
+    """Whether the checkpoint that was read lies there."""
+    try:
+        files = open_checkpoint(folder).files
+    except BadInput:
+        return False
+    return digest_of({name: store.hash_of(folder / name) for name in files}) == content
 
 
 def _is_wanted(name: str) -> bool:

@@ -20,6 +20,12 @@ FEWEST = 6
 """Pairs that an interval needs: with fewer, Student's t is not known well enough."""
 
 
+LESS_IS_BETTER = frozenset(
+    ("log_perplexity", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity", "brier_score", "ter")
+)
+"""Measures, ours and lm-eval's, whose fall is no loss."""
+
+
 class PromoteParams(Params):
     """What must hold before an alias of the registry is moved to the model."""
 
@@ -43,6 +49,11 @@ class PromoteParams(Params):
             for name, limit in limits.items():
                 if not (limit >= 0 and math.isfinite(limit)):
                     raise BadInput(f"promote.{kind}.{name}: {limit} is no limit: give 0 or more, such as 0.05")
+        if wrong := next((name for name in self.accuracy if LESS_IS_BETTER & set(name.split("/"))), None):
+            raise BadInput(
+                f"promote.accuracy: of {wrong} less is better: only measures of which more is better can be named "
+                "here, a corpus under promote.perplexity"
+            )
         return self
 
 

@@ -73,7 +73,7 @@ def _source(name: str) -> Path:
 
 @cache
 def source_digest(source: str) -> str:
-    """Digest of a source text's syntax tree without docstrings, of names too: no string that stands by itself counts."""
+    """Digest of a source text's syntax tree without docstrings and other strings that stand by themselves."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

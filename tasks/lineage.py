@@ -5,6 +5,7 @@ A stage's result is a node, named by stage and key; what it was made from is tol
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,12 +14,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from moeprune.checkpoint import digest_of
 from moeprune.errors import BadInput
-from tasks.artifacts import MANIFEST
+from tasks.artifacts import MANIFEST, Artifact, Step
 from tasks.tracked import INPUT, MD5, LoggedModel, Record
 from tasks.tracking import Tracker
 
 RECIPE = "recipe.yaml"
+PLACE = re.compile("[a-z]+/[0-9a-f]{64}")
+"""What a result's folder in a store is called: its stage and key."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,23 @@ def read_lineages(tracker: Tracker, since: datetime | None = None) -> list[Linea
 
 
 def lineage_of(run: Record, models: Iterable[LoggedModel] = ()) -> Lineage:
-    """The lineage of a run read with its children. `models` may be those of other runs, too."""
-    stages = tuple(_stage_of(child) for child in run.children)
+    """The lineage of a run read with its children. `models` may be those of other runs, too.
+
+    Raises BadInput if a stage on record has no place in a store: whoever can write to the tracker can write anything.
+    """
+    stages = tuple(_stage_of(child) for child in run.children if child.tags.get("role") == "stage")
     digests = {stage.digest for stage in stages}
     return Lineage(run, stages, tuple(model for model in models if model.digest in digests))
 
 
 def _stage_of(child: Record) -> Stage:
     tags = child.tags
+    inputs = {key.removeprefix(INPUT): path for key, path in tags.items() if key.startswith(INPUT)}
+    for path in (f"{tags['stage']}/{tags['key']}", *inputs.values()):
+        if not PLACE.fullmatch(path):
+            raise BadInput(
+                f"stage {child.id[:8]} ({child.name}): its record names {path}, which is no place in a store"
+            )
     return Stage(
         id=child.id,
         title=child.name,
@@ -112,7 +125,7 @@ def _stage_of(child: Record) -> Stage:
         flow_run=tags["produced_by_flow_run"],
         git_commit=None if tags["git_commit"] == "None" else tags["git_commit"],
         git_dirty={"True": True, "False": False}.get(tags["git_dirty"]),
-        inputs={key.removeprefix(INPUT): path for key, path in tags.items() if key.startswith(INPUT)},
+        inputs=inputs,
         md5=tags.get(MD5),
         params=child.params,
         metrics=child.metrics,
@@ -132,9 +145,31 @@ def upstream(stages: Mapping[str, Stage], path: str) -> Iterator[str]:
 
 
 def read_manifest(tracker: Tracker, stage: Stage) -> dict[str, Any]:
-    """The manifest that the store had when the stage was recorded. Raises BadInput if the tracker does not have it."""
-    content: dict[str, Any] = json.loads(read_text(tracker, stage.id, MANIFEST))
-    return content
+    """The manifest that the store had when the stage was recorded.
+
+    Raises BadInput if the tracker does not have it, or has another or a damaged one.
+    """
+    text = read_text(tracker, stage.id, MANIFEST)
+    try:
+        content: dict[str, Any] = json.loads(text)
+        if _is_of(content, stage):
+            return content
+    except (ValueError, KeyError, TypeError, AttributeError):  # of another shape
+        pass
+    raise BadInput(f"{stage.title}: the tracker's {MANIFEST} is damaged or of another result: it was changed there")
+
+
+def _is_of(manifest: dict[str, Any], stage: Stage) -> bool:
+    """Whether a manifest is of the stage's result, and names nothing outside of its folder."""
+    digest = digest_of({name: file["sha256"] for name, file in manifest["files"].items()})
+    inputs = {name: Artifact(**entry) for name, entry in manifest["inputs"].items()}
+    step = Step(manifest["stage"], manifest["of"], manifest["code"], manifest["params"], {**inputs})
+    return (
+        (step.stage, step.key, manifest["key"]) == (stage.stage, stage.key, stage.key)
+        and (digest, manifest["digest"]) == (stage.digest, stage.digest)
+        and {name: artifact.path for name, artifact in inputs.items()} == stage.inputs
+        and all(Path(name).name == name for name in manifest["files"])
+    )
 
 
 def recipe_text(tracker: Tracker, run: str) -> str:
@@ -151,4 +186,4 @@ def read_text(tracker: Tracker, run: str, name: str) -> str:
                 f"run {run[:8]}: the tracker does not have its {name}: the artifact store lost it, or cannot be "
                 "reached from here; run its recipe again to record it anew"
             )
-        return fetched.read_text()
+        return fetched.read_text(errors="replace")

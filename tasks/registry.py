@@ -7,13 +7,14 @@ as `production` names one version of a model at a time.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from moeprune.errors import BadInput, one_line
 from tasks.taking_turns import alone
 from tasks.tracked import LoggedModel, short
 from tasks.tracking import Tracker
@@ -22,8 +23,6 @@ DIGEST, KIND, MODEL, RUN = "sha256", "kind", "model_id", "run_id"
 """Tags of a version: a database without a server keeps no id of the logged model beside its source."""
 VERSIONS = "mlflow.modelVersions"
 """The tag of a logged model by which MLflow's pages lead from it to its versions."""
-ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""What MLflow answers to an unknown model, and to an alias that the model does not have."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,20 @@ class Registry:
         )
 
     def holder(self, name: str, alias: str) -> Version | None:
-        """The version that has an alias, or None."""
+        """The version that has an alias, or None. Raises BadInput for a name that no model can have."""
         try:
-            return self._holder(name, alias)
+            model = self._client.get_registered_model(name)
         except MlflowException as error:
-            if error.error_code in ABSENT:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise BadInput(f"'{name}' is no name of a registered model: {one_line(error)}") from error
             raise
+        return self._holder(name, alias) if alias in model.aliases else None
 
     def register(self, name: str, model: LoggedModel, run: str) -> Version:
         """The version of this checkpoint, made if there is none. `name` is made, too."""
-        with alone(self._tracker.store, self._tracker.uri, "mlflow-registry"):
+        with self._alone():
             try:
                 self._client.create_registered_model(name)
             except MlflowException as error:
@@ -106,12 +108,21 @@ class Registry:
         if own not in links:  # a server has made it
             self._client.set_logged_model_tags(model_id, {VERSIONS: json.dumps([*links, own])})
 
-    def move(self, alias: str, version: Version, run: str, why: Mapping[str, str]) -> Version:
-        """Have an alias name this version from now on. `why` is kept as tags of the version."""
-        for key, value in short({RUN: run, **why}).items():
-            self._client.set_model_version_tag(version.name, str(version.number), key, value)
-        self._client.set_registered_model_alias(version.name, alias, str(version.number))
-        return self._holder(version.name, alias)
+    def move(self, alias: str, version: Version, run: str, record: Mapping[str, Any]) -> tuple[Version, Version | None]:
+        """Have an alias name this version from now on; returned with the version that it named before.
+
+        `record` is kept with the version, as its tag promoted.<alias>, and the number of that before in it.
+        """
+        with self._alone():
+            before = self.holder(version.name, alias)
+            self._client.set_registered_model_alias(version.name, alias, str(version.number))
+            text = json.dumps({**record, "before": before and before.number})
+            for key, value in short({RUN: run, f"promoted.{alias}": text}).items():
+                self._client.set_model_version_tag(version.name, str(version.number), key, value)
+            return self._holder(version.name, alias), before
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return alone(self._tracker.store, self._tracker.uri, "mlflow-registry")
 
     def _holder(self, name: str, alias: str) -> Version:
         return _version(self._client.get_model_version_by_alias(name, alias), self._models())

@@ -261,6 +261,8 @@ class Tracker:
 
     def fetch(self, run_id: str, name: str, folder: Path) -> Path | None:
         """Bring a small file of a run or a stage into `folder`; None if it is not to be had."""
+        if name not in self.files(run_id):  # asked for it, MLflow would try its server again and again, for minutes
+            return None
         try:
             return Path(self._client.download_artifacts(run_id, name, str(folder)))
         except Exception:  # artifact stores fail in as many ways as there are clouds

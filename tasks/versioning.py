@@ -9,10 +9,11 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.fs import FileSystem
@@ -27,7 +28,7 @@ from dvc_objects.errors import ObjectFormatError
 from filelock import FileLock
 
 from moeprune.errors import BadInput
-from tasks.reachable import check_address
+from tasks.reachable import check_address, without_password
 
 DATA = "data"
 RECORD = "data.dvc"
@@ -51,6 +52,18 @@ class Version:
     md5: str
     """Of this one file; what the tracker records and `restore` asks for."""
     bytes: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Where objects are to be had."""
+
+    places: Mapping[str, frozenset[str]]
+    """By md5: "cache", and names of remotes."""
+    team: str | None
+    """The remote of the team, if it has set one."""
+    silent: Mapping[str, str]
+    """Remotes that could not be asked, and why."""
 
 
 def init(project: Path) -> bool:
@@ -117,30 +130,41 @@ def restore(md5: str, project: Path) -> Path:
         return target
 
 
-def where(md5s: Iterable[str], project: Path, read: bool = False) -> dict[str, str | None]:
-    """Where each of these objects is to be had: in the "cache", in the remote of that name, or nowhere; fetches none.
+def survey(md5s: Iterable[str], project: Path, read: bool = False) -> Survey:
+    """Where each of these objects is to be had. Nothing is fetched or changed, and no lock is waited for.
 
-    What is in the cache is hashed. A remote is asked for names only, unless its objects are to be `read` and hashed.
+    What is in the cache is hashed. Remotes are asked for names only, unless their objects are to be `read` and hashed.
+    Raises BadInput if `project` is no DVC project.
     """
-    with _repository(project) as repo:
-        found = {md5: "cache" if _cached(repo, md5) else None for md5 in md5s}
-        for remote in _remotes(repo):
-            wanted = [md5 for md5, place in found.items() if place is None]
-            if wanted:
-                found |= dict.fromkeys(_held(repo, remote, wanted, read), remote)
-        return found
+    wanted, silent = sorted(set(md5s)), {}
+    _require_project(project)
+    with Repo(str(project), config={"core": QUIET}) as repo:
+        places = {md5: {"cache"} if _intact(repo.cache.local, md5) else set() for md5 in wanted}
+        for remote in _remotes(repo) if wanted else ():
+            try:
+                if address := _endpoint(repo.config["remote"][remote]):
+                    check_address(address)  # clients of clouds try for minutes
+                objects = repo.cloud.get_remote_odb(remote)
+                for md5 in objects.list_oids_exists(wanted):
+                    if not read or _intact(objects, md5):
+                        places[md5].add(remote)
+            except Exception as error:  # a remote fails in as many ways as there are clouds
+                silent[remote] = without_password(" ".join(str(error).split())) or type(error).__name__
+        return Survey({md5: frozenset(found) for md5, found in places.items()}, _team_remote(repo), silent)
 
 
-def _held(repo: Repo, remote: str, md5s: list[str], read: bool) -> list[str]:
+def where(md5s: Iterable[str], project: Path, read: bool = False) -> dict[str, str | None]:
+    """One place where each of these objects is to be had, as `survey` finds it: "cache" first, or a remote's name."""
+    places = survey(md5s, project, read).places
+    return {md5: min(found, key=lambda place: (place != "cache", place), default=None) for md5, found in places.items()}
+
+
+def _intact(objects: Any, md5: str) -> bool:
+    held = objects.get(md5)
     try:
-        objects = repo.cloud.get_remote_odb(remote, "status")
-        held = list(objects.oids_exist(md5s))
-        if not read:
-            return held
-        return [md5 for md5 in held if hash_file(objects.get(md5).path, objects.fs, "md5")[1].value == md5]
-    except Exception as error:  # a remote fails in as many ways as there are clouds; the next one may have it
-        logging.getLogger("moeprune").warning("DVC remote '%s': %s", remote, error)
-        return []
+        return bool(hash_file(held.path, objects.fs, "md5")[1].value == md5)
+    except FileNotFoundError:
+        return False
 
 
 def push(project: Path) -> bool:
@@ -153,8 +177,9 @@ def push(project: Path) -> bool:
         try:
             repo.push(targets=[str(Path(repo.root_dir, RECORD))])
         except Exception as error:  # a remote fails in as many ways as there are clouds
-            url = repo.config["remote"][remote]["url"]
-            raise BadInput(f"DVC remote '{remote}' ({url}): {error}: check it with `dvc push`") from error
+            url = without_password(repo.config["remote"][remote]["url"])
+            reason = without_password(str(error))
+            raise BadInput(f"DVC remote '{remote}' ({url}): {reason}: check it with `dvc push`") from error
         return True
 
 
@@ -174,10 +199,10 @@ def reach(project: Path) -> str | None:
             objects = repo.cloud.get_remote_odb(remote)
             _check_root(objects.fs, objects.path)
         except Exception as error:  # a remote fails in as many ways as there are clouds
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = without_password(" ".join(str(error).split())) or type(error).__name__
             mend = "mend its address (`dvc remote modify`), the keys in the environment, or that server"
-            raise BadInput(f"DVC remote '{remote}' ({settings['url']}): {reason}: {mend}") from error
-        return str(settings["url"])
+            raise BadInput(f"DVC remote '{remote}' ({without_password(settings['url'])}): {reason}: {mend}") from error
+        return without_password(settings["url"])
 
 
 def _endpoint(settings: dict[str, str]) -> str | None:
@@ -196,6 +221,8 @@ def _check_root(fs: FileSystem, path: str) -> None:
         above = next(folder for folder in Path(path).parents if folder.exists())
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise PermissionError(f"nothing can be put into {above}")
+    elif "://" in path:
+        return  # an http server that answers, without what would be the folder of its first file
     elif "/" in path and not fs.exists(path.split("/")[0]):
         raise FileNotFoundError(f"there is no bucket '{path.split('/')[0]}'")
 
@@ -218,6 +245,11 @@ def _is_project(project: Path) -> bool:
     return (project / ".dvc" / "config").is_file()
 
 
+def _require_project(project: Path) -> None:
+    if not _is_project(project):
+        raise BadInput(f"{project.absolute()} is not set up for DVC: run `moeprune init` there")
+
+
 def _git(project: Path, *words: str) -> str | None:
     done = subprocess.run(["git", *words], cwd=project, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
@@ -226,8 +258,7 @@ def _git(project: Path, *words: str) -> str | None:
 @contextmanager
 def _repository(project: Path) -> Iterator[Repo]:
     """The project's DVC repository, held alone: other runs and a user's own `dvc` are waited for."""
-    if not _is_project(project):
-        raise BadInput(f"{project.absolute()} is not set up for DVC: run `moeprune init` there")
+    _require_project(project)
     project = project.absolute()
     own = project / ".dvc" / "tmp" / "moeprune.lock"
     own.parent.mkdir(exist_ok=True)
@@ -343,7 +374,7 @@ def _remotes(repo: Repo) -> list[str]:
 
 
 def _remotes_text(repo: Repo) -> str:
-    places = [f"{name} ({repo.config['remote'][name]['url']})" for name in _remotes(repo)]
+    places = [f"{name} ({without_password(repo.config['remote'][name]['url'])})" for name in _remotes(repo)]
     return f"a remote: {', '.join(places)}" if places else "a remote (none is set)"
 
 

@@ -10,17 +10,15 @@ from typing import Any
 HEAVY = ["tasks.tracking", "tasks.versioning"]
 
 
-def at_once(work: Callable[..., Any], folders: Sequence[Path], environ: Mapping[str, str], *arguments: Any) -> None:
-    """Call `work(folder, *arguments)` in a process for each folder, all at the same moment.
+def at_once(work: Callable[[Path], None], folders: Sequence[Path], environ: Mapping[str, str]) -> None:
+    """Call `work(folder)` in a process for each folder, all at the same moment.
 
     AssertionError with what each wrote if one of them fails.
     """
     context: Any = get_context("forkserver")  # its children start with the libraries imported: they do race
     context.set_forkserver_preload(HEAVY)
     start = context.Barrier(len(folders))
-    children = [
-        context.Process(target=_begin, args=(work, folder, dict(environ), start, arguments)) for folder in folders
-    ]
+    children = [context.Process(target=_begin, args=(work, folder, dict(environ), start)) for folder in folders]
     for child in children:
         child.start()
     for child in children:
@@ -35,9 +33,7 @@ def log_of(folder: Path) -> Path:
     return folder.with_suffix(".log")
 
 
-def _begin(
-    work: Callable[..., Any], folder: Path, environ: dict[str, str], start: Barrier, arguments: tuple[Any, ...]
-) -> None:
+def _begin(work: Callable[[Path], None], folder: Path, environ: dict[str, str], start: Barrier) -> None:
     folder.mkdir(exist_ok=True)
     temporary = folder / "tmp"
     temporary.mkdir()
@@ -46,4 +42,4 @@ def _begin(
     os.dup2(log, 1)
     os.dup2(log, 2)
     start.wait(120)
-    work(folder, *arguments)
+    work(folder)

@@ -81,9 +81,9 @@ def _record(tracker: Tracker, path: Path, criterion: str, ratio: float) -> str:
             child = run.log_stage(title, stage, of, manifest, "miss", small)
             if stage in ("calibrate", "mask"):
                 run.log_version(child, hashlib.md5(manifest["key"].encode()).hexdigest())
-        for of in ("base", "pruned"):
-            run.log_metrics(_measured(draw), of)
-        run.log_metrics(_measured(draw, "log_"), "delta")
+        run.log_metrics(_measured(random.Random("base"), 0.0), "base")
+        run.log_metrics(_measured(draw, ratio), "pruned")
+        run.log_metrics(_changed(draw, ratio), "delta")
         for of, left in (("base", 1.0), ("pruned", 1 - 0.8 * ratio)):
             run.log_metrics({"memory/weights": {"value": 1e8 * left}}, of)
         base = run.log_model("base", titles["download"]["digest"], "model")
@@ -148,12 +148,21 @@ def _keep(store: Store, manifest: dict[str, Any]) -> Path:
     return folder
 
 
-def _measured(draw: random.Random, prefix: str = "") -> dict[str, dict[str, float]]:
-    names = [f"{kind}/{name}" for kind in (f"{prefix}perplexity", "bits_per_byte") for name in CORPORA]
-    return {
-        name: {"value": draw.uniform(0.1, 0.9), "stderr": 0.02, "n": 100}
-        for name in (*names, "continuation/acc", "continuation/acc_norm")
+def _measured(draw: random.Random, ratio: float) -> dict[str, dict[str, float]]:
+    perplexity = {
+        f"perplexity/{name}": {"value": 20.0 * draw.uniform(1, 1.2) * (1 + ratio), "stderr": 0.8, "n": 30}
+        for name in CORPORA
     }
+    accuracy = {"value": 0.55 - 0.2 * ratio * draw.uniform(0.5, 1.5), "stderr": 0.015, "n": 1120}
+    return {**perplexity, "continuation/acc": accuracy, "continuation/acc_norm": accuracy}
+
+
+def _changed(draw: random.Random, ratio: float) -> dict[str, dict[str, float]]:
+    damage = {
+        f"log_perplexity/{name}": {"value": ratio * draw.uniform(0.5, 1.5), "stderr": 0.01, "n": 30} for name in CORPORA
+    }
+    accuracy = {"value": -0.2 * ratio * draw.uniform(0.5, 1.5), "stderr": 0.008, "n": 1120}
+    return {**damage, "continuation/acc": accuracy, "continuation/acc_norm": accuracy}
 
 
 def _copy(store: Path, recorded: list[str], count: int) -> dict[str, str]:

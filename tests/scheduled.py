@@ -15,7 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from started import answers, free_port, running
 
-PATIENCE = 240
+PATIENCE = 600
 """Seconds that a flow run may take on a busy machine."""
 QUICK = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

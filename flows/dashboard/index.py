@@ -192,7 +192,10 @@ class Index:
         """The runs that have all that is asked for, newest first."""
         return [entry for entry in self.entries.values() if wanted.fits(entry)]
 
+    def those(self, runs: Sequence[str]) -> list[Entry]:
+        """The runs with these ids, of those that are known."""
+        return [self.entries[run] for run in runs if run in self.entries]
+
     def graph(self, runs: Sequence[str]) -> dict[str, Node]:
         """The results of these runs, by their places."""
-        known = [self.entries[run] for run in runs if run in self.entries]
-        return {stage.path: self.nodes[stage.path] for entry in known for stage in entry.lineage.stages}
+        return {stage.path: self.nodes[stage.path] for entry in self.those(runs) for stage in entry.lineage.stages}

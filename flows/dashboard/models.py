@@ -1,10 +1,14 @@
 """Models that runs read or made, with their names in the registry and their cards."""
 
+import re
 from dataclasses import dataclass
 
 from flows.dashboard.index import MODELS, Node
 from flows.dashboard.living import Living
 from moeprune.errors import BadInput
+
+_FOLDED = re.compile(r"<details><summary>(.*?)</summary>|</details>")
+"""What the Hub folds; HTML in a card is shown as text here, since others may have written what it quotes."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ def card(model: Model, living: Living) -> str:
         return "It was distilled: the distilled model has the card."
     try:
         made = made_by(made_it[0], living.store)
-        return body(facts_of(made, living.tracker), made.model.name)
+        return _FOLDED.sub(_heading, body(facts_of(made, living.tracker), made.model.name))
     except BadInput as error:
         return f"There is no card: {error}"
+
+
+def _heading(found: re.Match[str]) -> str:
+    return f"**{found[1]}**" if found[1] else ""

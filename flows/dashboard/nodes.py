@@ -1,7 +1,7 @@
 """One thing at a time: a node's details, an audit's report, a model with its card."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dash import dcc, html
@@ -11,10 +11,12 @@ from flows.dashboard.details import details, manifest
 from flows.dashboard.drawing import button
 from flows.dashboard.index import MODELS, Entry, Index
 from flows.dashboard.living import Living
-from flows.dashboard.models import Model, card, models
+from flows.dashboard.models import Model, card
 from flows.dashboard.views import part, plain_table
 from moeprune.errors import BadInput
 
+MODELS_LISTED = 100
+"""Models in the list; a search finds others."""
 USES = 50
 """Runs listed that share one result."""
 
@@ -97,19 +99,21 @@ def audit_view(entries: Sequence[Entry], chosen: str) -> list[Any]:
     ]  # fmt: skip
 
 
-def model_view(living: Living, path: str) -> list[Any]:
-    """All models, or one with its card."""
-    index = living.index
-    found = models(living)
-    if path in found:
-        return _model(found[path], living)
+def model_view(living: Living, known: Mapping[str, Model], listed: Sequence[str], path: str) -> list[Any]:
+    """The models listed, or the one at `path` with its card."""
+    if path in known:
+        return _model(known[path], living)
+    shown = [known[one] for one in listed[:MODELS_LISTED]]
     rows = [
         [dcc.Link(one.name, href=f"/models/{one.node.path}"), one.node.kind, one.node.stage.digest[:8],
-         ", ".join(one.aliases), f"{one.node.stage.start:%Y-%m-%d %H:%M}", len(one.node.uses), _state(one, index)]
-        for one in found.values()
+         ", ".join(one.aliases), f"{one.node.stage.start:%Y-%m-%d %H:%M}", len(one.node.uses),
+         _state(one, living.index)]
+        for one in shown
     ]  # fmt: skip
     heads = ["model", "kind", "digest", "registered as", "recorded (UTC)", "runs", ""]
-    return [plain_table(heads, rows) if rows else html.P("There is no model yet: `moeprune run` makes one.")]
+    more = f", the newest {MODELS_LISTED} of them shown" if len(listed) > MODELS_LISTED else ""
+    said = html.P(f"{len(listed):,} models of the runs that fit{more}.", className="note")
+    return [said, plain_table(heads, rows)] if rows else [html.P("No run that fits read or made a model.")]
 
 
 def _state(model: Model, index: Index) -> str:

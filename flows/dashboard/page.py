@@ -26,6 +26,9 @@ def layout() -> Any:
             dcc.Store(id="page", data=0),
             dcc.Store(id="found", data=[]),
             dcc.Store(id="rows"),
+            dcc.Store(id="comparing"),
+            dcc.Store(id="audits"),
+            dcc.Store(id="models"),
             dcc.Store(id="version"),
             dcc.Interval(id="tick", interval=LOOK),
             html.A("Skip to the content", href="#main", className="skip"),
@@ -38,7 +41,8 @@ def layout() -> Any:
             ]),
             html.Main(
                 [
-                    html.Div([_filters(), html.P(id="turn", className="turn"), html.Div(id="runs")], id="choosing"),
+                    html.Div(_filters(), id="choosing"),
+                    html.Div([html.P(id="turn", className="turn"), html.Div(id="runs")], id="listing"),
                     html.Div(_lineage(), id="view-lineage"),
                     html.Div(_compare(), id="view-compare", hidden=True),
                     html.Div(id="view-audits", hidden=True),

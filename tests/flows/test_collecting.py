@@ -160,7 +160,7 @@ def half_way(store: Path, begun: Any) -> None:
 def test_gc_removes_what_a_killed_process_left_and_nothing_of_one_at_work(cleared, moeprune):
     context = multiprocessing.get_context("spawn")
     begun = context.Event()
-    process = context.Process(target=half_way, args=(cleared, begun))
+    process = context.Process(target=half_way, args=(cleared, begun), daemon=True)
     process.start()
     assert begun.wait(120)
     building, progress = cleared / f"score/.{STEP.key}.building", cleared / f"partial/score-{STEP.key}"

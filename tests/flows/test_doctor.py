@@ -30,6 +30,11 @@ def one(check: doctor.Check, subject: str = "") -> Finding:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def keys(storage: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     """The team's keys in the environment; nobody is asked for others."""
@@ -39,7 +44,6 @@ def keys(storage: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 
 def test_doctor_in_an_empty_folder_says_how_to_mend_it_and_that_mends_it(moeprune, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOEPRUNE_STORE", raising=False)
     answer = moeprune("doctor", "--json")
     assert answer.status == 1
@@ -212,6 +216,7 @@ def test_accelerator_that_torch_does_not_see_is_told_of(tmp_path, monkeypatch):
 def test_needs_of_tests_are_told_in_the_clone_only(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor_machine, "CLONE", tmp_path)
     (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path / "tests")
     assert not list(doctor_machine.tests(STORE))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))

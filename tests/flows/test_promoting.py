@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from commanded import run_in
 from mlflow.tracking import MlflowClient
 from pyarrow import parquet
 from scipy import stats
+
+from tasks.registry import Registry
 
 LAX = "promote={perplexity: {wiki: 0.5}, accuracy: {choice/acc: 0.5}}"
 STRICT = "promote={perplexity: {wiki: 0.5, code: 0}, accuracy: {choice/acc: 0.5}}"
@@ -87,6 +90,24 @@ def test_alias_moves_from_one_model_to_the_next_and_back(made, moeprune):
     kept = json.loads(client().get_model_version(NAME, "2").tags["promoted.production"])
     assert kept["run"] == made["half"] and kept["verdicts"][0]["limit"] == 0.5
     assert client().get_run(made["half"]).data.tags["registry.production"] == f"{NAME}/2"
+
+
+def test_promotion_tells_what_the_alias_named_at_the_last_and_marks_all_it_needs_as_used(made, moeprune, monkeypatch):
+    assert moeprune("promote", made["lax"], "--to", "production").status == 0
+    needed = {path for key, path in client().get_run(made["half"]).data.tags.items() if key.startswith("artifact.")}
+    for path in needed:
+        os.utime(f".moeprune/{path}/manifest.json", (0, 0))
+    register = Registry.register
+
+    def overtaken(*words):
+        client().delete_registered_model_alias(NAME, "production")
+        return register(*words)
+
+    monkeypatch.setattr(Registry, "register", overtaken)
+    answer = moeprune("promote", made["half"], "--to", "production", "--json")
+    assert answer.status == 0 and answer.json["before"] is None
+    assert json.loads(client().get_model_version(NAME, "2").tags["promoted.production"])["before"] is None
+    assert needed and all(Path(f".moeprune/{path}/manifest.json").stat().st_mtime > 0 for path in needed)
 
 
 def test_candidate_is_promoted_by_its_name_in_the_registry(made, moeprune):

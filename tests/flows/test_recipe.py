@@ -48,6 +48,14 @@ def test_to_yaml_is_the_same_recipe_with_every_default(recipe):
     assert written["observe"]["sums"] == ["core", "vectors"] and written["runtime"]["batch_size"] == 16
 
 
+def test_to_yaml_leaves_the_store_to_whoever_reads_it(recipe, monkeypatch):
+    monkeypatch.setenv("MOEPRUNE_STORE", "/theirs")
+    written = [to_yaml(read_recipe(recipe)), to_yaml(read_recipe(recipe, ("runtime.store=/theirs",)))]
+    assert written[0] == written[1] and "theirs" not in written[0]
+    monkeypatch.setenv("MOEPRUNE_STORE", "ours")
+    assert parse_recipe(yaml.safe_load(written[0]), "again").runtime.store == Path("ours")
+
+
 @pytest.mark.parametrize("path", sorted(PARAMS.glob("*.yaml")), ids=lambda path: path.name)
 def test_recipes_that_come_with_the_project_are_valid(path):
     if path.name.startswith("audit"):

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hub import closed_port, point_at, serve
+from safetensors.torch import save_file
 
+from tasks import download
 from tasks.artifacts import Store
 from tasks.base_card import BaseCard, read_base_card
+from tasks.hub import Source
 from tasks.hub_refusals import HubUnavailable
 
 NAME, COMMIT = "owner/base", "e" * 40
@@ -15,19 +19,27 @@ NAME, COMMIT = "owner/base", "e" * 40
 def folder_with(tmp_path: Path, **files: str) -> Path:
     folder = tmp_path / "base"
     folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"weight": torch.ones(2)}, folder / "model.safetensors")
     for name, text in files.items():
         (folder / name.replace("_", ".")).write_text(text)
     return folder
 
 
+def origin_of(folder: Path, tmp_path: Path) -> dict[str, str]:
+    """What a run records of it."""
+    step = download.step(download.DownloadParams(source=str(folder)), Source(folder), Store(tmp_path / "store"))
+    content: dict[str, str] = step.params["source"]
+    return content
+
+
 def read(folder: Path, tmp_path: Path) -> BaseCard:
-    return read_base_card({"content": "a" * 64}, str(folder), Store(tmp_path / "store"))
+    return read_base_card(origin_of(folder, tmp_path), str(folder), Store(tmp_path / "store"))
 
 
 def test_card_in_a_folder_gives_licence_language_and_terms_and_nothing_else(tmp_path: Path):
     folder = folder_with(tmp_path, README_md="---\nlicense: mit\nlanguage: [de, en]\ntags: [x]\n---\n", NOTICE="thanks")
     (folder / "notice").mkdir()
-    (folder / "config.json").write_text("{}")
     found = read(folder, tmp_path)
     assert found == BaseCard(None, None, {"license": "mit", "language": ["de", "en"]}, {"NOTICE": folder / "NOTICE"})
     assert found.licence == {"license": "mit"}
@@ -46,7 +58,17 @@ def test_terms_without_a_card_that_names_them_are_a_licence_of_their_own(card: s
 
 def test_base_that_says_nothing_has_no_licence(tmp_path: Path):
     assert read(folder_with(tmp_path, NOTICE="thanks"), tmp_path).licence == {}
-    assert read(tmp_path / "gone", tmp_path) == BaseCard(None)
+    assert read_base_card({"content": "a" * 64}, str(tmp_path / "gone"), Store(tmp_path)) == BaseCard(None)
+
+
+def test_folder_that_holds_another_model_by_now_says_nothing_of_the_base(tmp_path: Path):
+    folder = folder_with(tmp_path, README_md="---\nlicense: mit\n---\n", LICENSE_txt="terms")
+    origin, store = origin_of(folder, tmp_path), Store(tmp_path / "store")
+    assert read_base_card(origin, str(folder), store).licence == {"license": "mit"}
+    save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+    assert read_base_card(origin, str(folder), store) == BaseCard(None)
+    (folder / "model.safetensors").unlink()
+    assert read_base_card(origin, str(folder), store) == BaseCard(None)
 
 
 def test_base_on_the_hub_is_read_at_the_commit_that_was_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ from scipy import stats
 
 from flows.recipe import parse_recipe
 from moeprune.errors import BadInput
+from tasks import gate
 from tasks.gate import PromoteParams, judge
 from tasks.suites import headlines
 
@@ -114,6 +115,10 @@ CONTENT = {
         ({"perplexity": {"wiki": -0.1}}, "promote.perplexity.wiki: -0.1 is no limit"),
         ({"perplexity": {"wikki": 0.1}}, "promote.perplexity: corpus 'wikki' is unknown: did you mean 'wiki'?"),
         ({"accuracy": {"choice/acc": 0.1}}, "promote.accuracy: no questions are asked: add evaluate.tasks"),
+        ({"accuracy": {"bits_per_byte/wiki": 0.1}}, "promote.accuracy: of bits_per_byte/wiki less is better"),
+        ({"accuracy": {"log_perplexity/wiki": 0.1}}, "promote.accuracy: of log_perplexity/wiki less is better"),
+        ({"accuracy": {"perplexity/wiki": 0.1}}, "promote.accuracy: of perplexity/wiki less is better"),
+        ({"accuracy": {"lambada/perplexity": 0.1}}, "promote.accuracy: of lambada/perplexity less is better"),
         ({"perplexity": {"wiki": 0.1}, "judge": "mean"}, "promote.judge"),
         ({"perplexity": {"wiki": 0.1}, "levle": 0.9}, "promote.levle: key 'levle' is unknown: did you mean 'level'?"),
         ({"perplexity": {"wiki": 0.1}, "model": "a/b"}, "promote.model"),
@@ -123,6 +128,15 @@ def test_recipe_whose_rules_cannot_be_judged_is_refused_in_one_line(promote: dic
     with pytest.raises(BadInput) as caught:
         parse_recipe(CONTENT | {"promote": promote}, "recipe")
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_measures_of_which_lm_eval_says_that_less_is_better_are_no_accuracies():
+    import lm_eval.api.metrics  # noqa: F401
+    from lm_eval.api.registry import HIGHER_IS_BETTER_REGISTRY
+
+    known = dict(HIGHER_IS_BETTER_REGISTRY.items())
+    assert {name for name, higher in known.items() if higher is False} <= gate.LESS_IS_BETTER
+    assert not {name for name, higher in known.items() if higher} & gate.LESS_IS_BETTER
 
 
 def test_recipe_with_rules_that_measures_nothing_is_refused():

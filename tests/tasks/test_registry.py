@@ -1,10 +1,13 @@
 """The registry in a database of its own, as MLflow's client sees it afterwards."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from moeprune.errors import BadInput
 from tasks.artifacts import Store
 from tasks.registry import Registry, Version
 from tasks.tracked import LoggedModel
@@ -64,12 +67,14 @@ def test_alias_names_one_version_at_a_time_and_says_why(tracker: Tracker, name: 
     registry = Registry(tracker)
     first, second = (registry.register(name, model, run) for model in models)
     assert registry.holder(name, "production") is None and registry.holder("unknown", "production") is None
-    moved = registry.move("candidate", first, run, {})
-    assert (moved.number, moved.aliases) == (1, ("candidate",))
-    assert registry.move("production", first, run, {"promoted.production": "as it is good"}).number == 1
-    held = registry.move("production", second, "c" * 32, {"promoted.production": "as it is better"})
+    moved, before = registry.move("candidate", first, run, {})
+    assert (moved.number, moved.aliases, before) == (1, ("candidate",), None)
+    good, _ = registry.move("production", first, run, {"why": "as it is good"})
+    assert good.number == 1
+    held, before = registry.move("production", second, "c" * 32, {"why": "as it is better"})
     assert (held.number, held.aliases, held.run) == (2, ("production",), "c" * 32)
-    assert held.tags["promoted.production"] == "as it is better"
+    assert json.loads(held.tags["promoted.production"]) == {"why": "as it is better", "before": 1}
+    assert before is not None and before.number == 1
     assert registry.holder(name, "production") == held
     assert {version.number: version.aliases for version in registry.versions(name)} == {
         1: ("candidate",),
@@ -90,3 +95,20 @@ def test_version_registered_by_hand_is_told_by_its_source(tracker: Tracker, name
     strange, own = Registry(tracker).versions(name)
     assert (own.digest, own.model, own.run, own.aliases) == ("a" * 64, model.id, run, ("champion",))
     assert (strange.digest, strange.model, strange.run, strange.aliases) == ("", "", "", ())
+
+
+def test_aliases_moved_at_once_name_one_another_as_before(tracker: Tracker, name: str):
+    models, run = made(tracker, *(letter * 64 for letter in "abcd"))
+    registry = Registry(tracker)
+    versions = [registry.register(name, model, run) for model in models]
+    with ThreadPoolExecutor(4) as pool:
+        moved = list(pool.map(lambda version: Registry(tracker).move("production", version, run, {}), versions))
+    followed = [before.number if before else 0 for _, before in moved]
+    last = registry.holder(name, "production")
+    # Each follows another, and only the last one nobody: had two read the same alias, both would follow it.
+    assert last is not None and sorted([*followed, last.number]) == [0, 1, 2, 3, 4]
+
+
+def test_name_that_no_model_can_have_is_refused(tracker: Tracker):
+    with pytest.raises(BadInput, match="'a/b' is no name of a registered model: "):
+        Registry(tracker).holder("a/b", "production")

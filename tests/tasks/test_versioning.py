@@ -5,8 +5,11 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from hashlib import md5
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -309,6 +312,25 @@ def test_push_of_what_is_nowhere_is_refused(project: Path, store: Path, tmp_path
     dvc(project, "remote", "add", "--default", "team", str(tmp_path / "team"))
     with pytest.raises(BadInput, match=CORPUS):
         versioning.push(project)
+
+
+def test_password_in_the_address_of_a_remote_is_told_to_nobody(project: Path, store: Path, tmp_path: Path) -> None:
+    versioning.register(store / "tokens", CORPUS, project)
+    (tmp_path / "served").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        dvc(project, "remote", "add", "--default", "team", f"http://ana:secret@{address}/")
+        assert versioning.reach(project) == f"http://…@{address}/"
+        with pytest.raises(BadInput, match=address) as pushed:  # this server takes nothing
+            versioning.push(project)
+        server.shutdown()
+    with pytest.raises(BadInput, match=address) as reached:
+        versioning.reach(project)
+    with pytest.raises(BadInput, match=address) as restored:
+        versioning.restore("0" * 32, project)
+    assert not [one for one in (pushed, reached, restored) if "secret" in str(one.value)]
 
 
 def test_push_without_any_remote_does_nothing(project: Path, store: Path) -> None:

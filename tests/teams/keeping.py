@@ -107,7 +107,7 @@ def _delete(scene: Scene, path: Path) -> None:
 
 def collect(scene: Scene, step: Step) -> None:
     """The store is cleared of all that nothing needs."""
-    ana, kept, gone = scene.ana, scene.swept("frequency", 0.25), scene.swept("frequency", 0.5)
+    ana, kept, gone = scene.ana, scene.swept("reap", 0.5), scene.swept("frequency", 0.25)
     ana.run("moeprune", "runs", "keep", kept.id[:8])
     stays = {path: contents(path) for path in (scene.checkpoint(scene.nightly), scene.checkpoint(kept))}
     lost, before = scene.checkpoint(gone), contents(scene.checkpoint(gone))

@@ -61,7 +61,7 @@ def _write_recipes(project: Path, recipe: dict[str, Any], audit: dict[str, Any],
     recipes = {
         "demo": recipe,
         "audit-demo": observed | {"audit": audit} | ({"evaluate": few} if "consequence" in audit else {}),
-        "sweep-demo": recipe | {"score": {"criterion": ["reap", "frequency"]}, "mask": {"ratio": [0.25, 0.5]}},
+        "sweep-demo": recipe | {"variants": [{"mask": {"ratio": [0.25, 0.5]}}, {"score": {"criterion": "frequency"}}]},
     }
     for name, content in recipes.items():
         path = project / f"params/{name}.yaml"

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.error import HTTPError
@@ -98,8 +99,9 @@ def wait(what: Callable[[], Any]) -> Any:
     """What comes about at last."""
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
-        if found := what():
-            return found
+        with suppress(OSError):  # a server on a busy machine may be too late with its answer, and say 500
+            if found := what():
+                return found
         time.sleep(0.5)
     raise AssertionError("it has not come about")
 

@@ -1,5 +1,6 @@
 """A run on one machine, restored on another, that share nothing but MLflow's server, S3 and git."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 import sample
 import team_page
-from clones import contents
-from servers import S3, Team
+from clones import contents, flip_a_byte
+from mlflow.tracking import MlflowClient
+from servers import BUCKET, S3, Team
 
 from flows.project import init
 
@@ -21,7 +23,7 @@ def origin(storage: S3, tmp_path: Path) -> Path:
     """A committed project whose DVC remote is on S3."""
     folder = sample.write_project(tmp_path / "origin")
     init(folder)
-    team_page.name_remote(folder, storage.endpoint)
+    team_page.name_remote(folder, storage.endpoint, f"s3://{BUCKET}/restored")  # its own, as objects are damaged
     sample.git(folder, "add", "--all")
     sample.git(folder, "commit", "--quiet", "--message", "project")
     return folder
@@ -34,6 +36,7 @@ def moeprune(folder: Path, environ: dict[str, str], *words: str) -> subprocess.C
 
 
 def test_run_of_one_machine_is_restored_on_another(origin: Path, team: Team, storage: S3, tmp_path: Path):
+    others = set(storage.folder.rglob("*"))  # of tests that share the bucket
     made = moeprune(origin, team.environ, "run", "params/quick.yaml", "--json")
     assert made.returncode == 0, made.stderr
     run = json.loads(made.stdout.splitlines()[-1])["run_id"]
@@ -55,13 +58,20 @@ def test_run_of_one_machine_is_restored_on_another(origin: Path, team: Team, sto
     faults = {(thing["where"], thing["name"]) for thing in found["things"] if thing["state"] != "ok"}
     assert faults == {("store", "observe wiki"), ("store", "observe code")}
 
-    # One file of the run is lost in the bucket, and one damaged.
-    (lost,) = storage.folder.rglob("scores.safetensors")
-    lost.unlink()
-    (damaged,) = storage.folder.rglob("mask.json")
-    damaged.write_text(damaged.read_text().replace("0", "1", 1))
+    # In the bucket a file of the tracker is lost, one is damaged, and so is one of DVC.
+    client = MlflowClient(team.mlflow)
+    (experiment,) = client.search_experiments(filter_string="name = 'restored'")
+    ids = {stage.info.run_name: stage.info.run_id for stage in client.search_runs([experiment.experiment_id])}
+    next(storage.folder.rglob(f"{ids['score reap']}/artifacts/scores.safetensors")).unlink()
+    flip_a_byte(next(storage.folder.rglob(f"{ids['mask']}/artifacts/mask.json")))
+    (mask,) = (fresh / "data").rglob("*.json")
+    md5 = hashlib.md5(mask.read_bytes()).hexdigest()
+    flip_a_byte(storage.folder / BUCKET / "restored/files/md5" / md5[:2] / md5[2:])
+    shutil.rmtree(fresh / ".dvc/cache")
     found = json.loads(moeprune(fresh, team.environ, "verify", run[:8], "--json").stdout.splitlines()[-1])
-    faults = {(thing["name"], thing["state"]) for thing in found["things"] if thing["where"] == "tracker"} - {
-        (thing["name"], "ok") for thing in found["things"]
+    faults = {(thing["where"], thing["name"]): thing["state"] for thing in found["things"] if thing["state"] != "ok"}
+    assert {name: state for name, state in faults.items() if name[0] != "store"} == {
+        ("tracker", "score reap: scores.safetensors"): "missing",
+        ("tracker", "mask: mask.json"): "changed",
+        ("DVC", "mask"): "missing",
     }
-    assert faults == {("score reap: scores.safetensors", "missing"), ("mask: mask.json", "changed")}

@@ -1,7 +1,9 @@
 """compose.yaml, docs/team.md and what the tests start are one and the same."""
 
+import json
 import re
 import shlex
+from urllib.request import urlopen
 
 import pytest
 import team_page
@@ -32,6 +34,14 @@ def test_server_is_started_by_the_page_as_by_compose(name, heading):
     assert team_page.settings(heading, SECRETS | BIND) == wanted
     program = ["rclone"] if name == "s3" else []  # which is its image's entry point
     assert team_page.command(heading) == program + [outside(word) for word in command]
+
+
+def test_pages_of_prefect_ask_an_address_that_browsers_reach(prefect_url):
+    _, settings = service("prefect", SECRETS)
+    with urlopen(f"{prefect_url.removesuffix('/api')}/ui-settings") as answer:
+        assert json.load(answer)["api_url"] == settings["PREFECT_SERVER_UI_API_URL"] == "http://127.0.0.1:4200/api"
+    _, settings = service("prefect", SECRETS | {"PREFECT_SERVER_UI_API_URL": "https://team.example.org/api"})
+    assert settings["PREFECT_SERVER_UI_API_URL"] == "https://team.example.org/api"
 
 
 def test_ports_are_those_of_the_page_and_open_to_nobody_unless_told():
