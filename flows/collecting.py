@@ -1,15 +1,15 @@
 """Housekeeping: what of a store may go, and making it go.
 
-A result goes only for a disk budget, the least recently used first, and never if a run that is kept, a run whose model
-an alias of the registry names, or a run under way needs it. Progress and folders of processes that are gone always go.
-What went can be made again; which takes what it took, so nothing goes unless that is asked for.
+A result goes only for a disk budget, the least recently used first, and never if `needing` knows who needs it. Folders
+that processes now gone have not finished always go; their progress goes first for a budget, else after a week. What
+went can be made again; which takes what it took, so nothing goes unless that is asked for.
 """
 
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,15 +17,14 @@ from pathlib import Path
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from flows.needing import needed_of
 from moeprune.errors import BadInput
 from tasks.artifacts import MANIFEST, Store
-from tasks.lineage import Lineage, read_lineages
-from tasks.registry import Registry
-from tasks.tracked import KEPT
 from tasks.tracking import Tracker
 
-MARGIN = timedelta(hours=1)
-"""A run finds what there is before it is on record."""
+WEEK = timedelta(weeks=1)
+"""So long progress waits for its run to go on."""
+PROGRESS = "progress"
 TRASH = "trash"
 """The folder of a store where results lie while they are removed."""
 KEY = re.compile("[0-9a-f]{64}")
@@ -57,13 +56,10 @@ class Collection:
     removed: bool
     """Whether anything was removed; else this is what would be."""
     items: list[Item] = field(default_factory=list)
+    freed: int = 0
+    """Bytes of all that went."""
     stays: Counter[str] = field(default_factory=Counter)
     """Bytes of results that must not go, by the reason."""
-
-    @property
-    def freed(self) -> int:
-        """Bytes of all that went."""
-        return sum(item.bytes for item in self.items)
 
     @property
     def beyond(self) -> int:
@@ -90,15 +86,18 @@ def collect(root: Path, budget: int | None = None, unnamed: bool = False, delete
         raise BadInput(f"--store {root}: there is no such folder: give a store, such as .moeprune")
     tracker = Tracker(store)
     tracker.check()
+    needed = needed_of(tracker)
     found = Collection(root, _held(root), budget, delete)
-    guard = _Guard(tracker)
-    for item in _waste(store):
-        take(item, store, found)
+    for item in waste_of(store):
+        if item.what != PROGRESS or found.beyond or item.used < datetime.now(UTC) - WEEK:
+            take(item, store, found)
+        else:
+            found.stays["progress of killed runs, which would go on from it"] += item.bytes
     for item in sorted(results_of(store), key=lambda item: item.used):
-        reason = guard.reason(item)
+        reason = needed.reason(str(item.path), item.used)
         if reason:
             found.stays[reason] += item.bytes
-        elif str(item.path) not in guard.named:
+        elif str(item.path) not in needed.named:
             if unnamed:
                 take(item, store, found)
             else:
@@ -108,61 +107,27 @@ def collect(root: Path, budget: int | None = None, unnamed: bool = False, delete
     return found
 
 
-class _Guard:
-    """What must not go."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        running = tracker.under_way()  # first: what comes to its end meanwhile counts as under way
-        self._since = min((run.start for run in running), default=datetime.max.replace(tzinfo=UTC)) - MARGIN
-        self._reasons: dict[str, str] = {}
-        self.named: set[str] = set()
-        aliases = {
-            version.digest: f"{version.name}@{version.aliases[0]}"
-            for version in Registry(tracker).versions()
-            if version.aliases
-        }
-        ids = {run.id for run in running}
-        for run in read_lineages(tracker):
-            paths = {path for stage in run.stages for path in (stage.path, *stage.inputs.values())}
-            self.named |= paths
-            if reason := _reason(run, aliases, ids):
-                self._reasons |= dict.fromkeys(paths, reason)
-
-    def reason(self, item: Item) -> str | None:
-        """Why this result must stay, or None."""
-        used = "used since the oldest run under way began" if item.used >= self._since else None
-        return self._reasons.get(str(item.path)) or used
-
-
-def _reason(run: Lineage, aliases: Mapping[str, str], under_way: set[str]) -> str | None:
-    if KEPT in run.run.tags:
-        return f"needed by kept run {run.run.id[:8]}"
-    made = (aliases.get(stage.digest) for stage in run.stages if stage.stage in ("prune", "distill"))
-    if alias := next(filter(None, made), None):
-        return f"needed by {alias}"
-    return f"needed by run {run.run.id[:8]}, under way" if run.run.id in under_way else None
-
-
 def results_of(store: Store) -> Iterator[Item]:
     """All results but those that are only other names of files elsewhere, and when each was used last."""
     for folder in store.root.glob("*/*"):
-        manifest = folder / MANIFEST
-        if KEY.fullmatch(folder.name) and manifest.is_file():
-            path = folder.relative_to(store.root)
-            used, held = datetime.fromtimestamp(manifest.stat().st_mtime, UTC), _held(folder)
-            if not _is_links(folder, held):
-                yield Item(path, "result", held, used, f"{path.parent}-{path.name}")
+        if KEY.fullmatch(folder.name):
+            with suppress(FileNotFoundError):  # another gc has taken it
+                path, held = folder.relative_to(store.root), _held(folder)
+                if not _is_links(folder, held):
+                    yield Item(path, "result", held, _time(folder / MANIFEST), f"{path.parent}-{path.name}")
 
 
-def _waste(store: Store) -> Iterator[Item]:
-    """Progress of stages nobody is working on, results that were never finished, and what a killed gc left behind."""
-    kinds = (("partial/*", "progress"), ("*/.*.building", "unfinished"), (f"{TRASH}/*", "waste"))
-    for pattern, what in kinds:
+def waste_of(store: Store) -> Iterator[Item]:
+    """Progress of stages, folders of results and restores that are not finished, and what a killed gc left behind."""
+    for pattern, what in (("partial/*", PROGRESS), ("*/.*.building", "unfinished"), (f"{TRASH}/*", "waste")):
         for folder in sorted(store.root.glob(pattern)):
             path = folder.relative_to(store.root)
-            stage = f"{path.parent}-{path.name.removesuffix('.building')[1:]}" if what == "unfinished" else path.name
-            used = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
-            yield Item(path, what, _held(folder), used, stage.removeprefix("restore-"))
+            lock = f"{path.parent}-{path.name.removesuffix('.building')[1:]}" if what == "unfinished" else path.name
+            restored = lock.startswith("restore-")
+            with suppress(FileNotFoundError):
+                used = max(map(_time, [folder, *folder.rglob("*")]))
+                kind = "unfinished" if restored else what
+                yield Item(path, kind, _held(folder), used, lock.removeprefix("restore-"))
 
 
 def take(item: Item, store: Store, found: Collection) -> None:
@@ -172,22 +137,30 @@ def take(item: Item, store: Store, found: Collection) -> None:
             found.stays["in somebody's hands"] += item.bytes
         elif not found.removed or _remove(item, store):
             found.items.append(item)
+            found.freed += item.bytes
 
 
 def _remove(item: Item, store: Store) -> bool:
-    """False if it was used since it was looked at."""
+    """False if it was used since it was looked at, or is gone already."""
     folder, gone = store.root / item.path, store.root / TRASH / item.lock
-    if item.what == "result":
-        gone.parent.mkdir(exist_ok=True)
-        with store.lock("collecting"):  # whoever finds a result notes it under this lock
-            if datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime, UTC) != item.used:
-                return False
-            shutil.rmtree(gone, ignore_errors=True)
-            folder.rename(gone)
-        (store.root / "results" / item.lock).unlink(missing_ok=True)
-        folder = gone
-    shutil.rmtree(folder)
+    try:
+        if item.what == "result":
+            gone.parent.mkdir(exist_ok=True)
+            with store.lock("collecting"):  # whoever finds a result notes it under this lock
+                if _time(folder / MANIFEST) != item.used:
+                    return False
+                shutil.rmtree(gone, ignore_errors=True)
+                folder.rename(gone)
+            (store.root / "results" / item.lock).unlink(missing_ok=True)
+            folder = gone
+        shutil.rmtree(folder)
+    except FileNotFoundError:  # another gc was quicker
+        return False
     return True
+
+
+def _time(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
 
 
 def _held(folder: Path) -> int:

@@ -15,6 +15,8 @@ CHECKS: tuple[Check, ...] = (
     doctor_machine.packages,
     doctor_servers.prefect,
     doctor_servers.mlflow,
+    doctor_servers.runs,
+    doctor_machine.store,
     doctor_machine.disk,
     doctor_machine.device,
     doctor_machine.tests,

@@ -1,8 +1,10 @@
 """Whether this machine will do: versions, space, device; and in moeprune's own clone, what its tests need."""
 
+import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -11,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import Specifier, SpecifierSet
 
 from flows.health import Finding, fail, ok, warn
-from tasks.artifacts import Store
+from tasks.artifacts import MANIFEST, Store
 
 CLONE = Path(__file__).parents[1]
 """Where this code lies: moeprune's own clone, unless it was installed from a wheel."""
@@ -51,6 +53,31 @@ def packages(store: Store) -> Iterator[Finding]:
         yield warn("packages", f"not as tested: {_listed(other)}", f"`{mend}`")
     else:
         yield ok("packages", f"the {len(pins)} versions that are tested" if pins else "as required")
+
+
+def store(store: Store) -> Iterator[Finding]:
+    """Whether several users may use one store: each takes the locks and marks the results of the others."""
+    places = (store.root, store.root / "locks", *store.root.glob("locks/*.lock"), *store.root.glob(f"*/*/{MANIFEST}"))
+    there = [place for place in places if os.path.exists(place)]
+    if not there:
+        return
+    closed = [place for place in there if not os.access(place, os.W_OK, effective_ids=True)]
+    if closed:
+        yield fail(
+            "store",
+            f"this user cannot write {_listed([str(place) for place in closed])}",
+            f"let {store.root} and all in it be of one group that may write it, and each user's umask be 002",
+        )
+    elif store.root.stat().st_mode & stat.S_ISGID and _umask() & stat.S_IWGRP:
+        yield warn("store", f"others of its group cannot use what is made here: {store.root}", "set `umask 002`")
+    else:
+        yield ok("store", str(store.root))
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # there is no other way to ask for it
+    os.umask(mask)
+    return mask
 
 
 def disk(store: Store) -> Iterator[Finding]:

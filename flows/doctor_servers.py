@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from flows.health import Finding, fail, ok, refused, warn
 from moeprune.errors import BadInput, one_line
@@ -60,7 +62,7 @@ def mlflow(store: Store) -> Iterator[Finding]:
 
     tracker = Tracker(store)
     named = bool(os.environ.get("MLFLOW_TRACKING_URI"))
-    if not named and not (store.root / "mlflow.db").is_file():
+    if not _has_tracker(store):
         yield ok("MLflow", "MLFLOW_TRACKING_URI is not set: runs will be recorded in the store")
         return
     address = without_password(tracker.uri)
@@ -83,6 +85,41 @@ def mlflow(store: Store) -> Iterator[Finding]:
         )
     else:
         yield ok("artifacts", place)
+
+
+def runs(store: Store) -> Iterator[Finding]:
+    """Runs that stay RUNNING in the tracker though Prefect's server knows that they are over: `gc` waits for them."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import get_current_settings
+
+    from tasks.tracking import Tracker
+
+    if not get_current_settings().api.url or not _has_tracker(store):
+        return
+    over = []
+    try:
+        tracker = Tracker(store)
+        tracker.check()
+        with get_client(sync_client=True, httpx_settings={"timeout": PATIENCE}) as client:
+            for run in tracker.under_way():
+                with suppress(ObjectNotFound):  # another server's
+                    state = client.read_flow_run(UUID(run.tags["flow_run"])).state if "flow_run" in run.tags else None
+                    if state and state.is_final():
+                        over.append((run, state.name))
+    except Exception:  # what ails the servers is told where they are looked at
+        return
+    for run, ended in over:
+        yield warn(
+            "runs",
+            f"{run.id[:8]} ({run.name}) is RUNNING in MLflow and {ended} in Prefect: `moeprune gc` waits for it",
+            "if its process is gone, close it: "
+            f"`python -c \"from mlflow import MlflowClient; MlflowClient().set_terminated('{run.id}', 'KILLED')\"`",
+        )
+
+
+def _has_tracker(store: Store) -> bool:
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (store.root / "mlflow.db").is_file()
 
 
 def _without_runs_ahead(client: "SyncPrefectClient") -> list[str]:

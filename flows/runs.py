@@ -9,7 +9,8 @@ from moeprune import weight_masks
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from tasks import comparison
-from tasks.artifacts import Store
+from tasks.artifacts import Artifact, Store
+from tasks.lineage import lineage_of
 from tasks.tracked import KEPT, Record
 from tasks.tracking import Tracker
 
@@ -47,6 +48,9 @@ def keep(prefix: str, store: Path, kept: bool) -> list[Record]:
             raise error from None
     for run in runs:
         tracker.tag(run.id, KEPT, "true" if kept else None)
+        for stage in lineage_of(tracker.find_run(run.id)).stages if kept else ():
+            # A gc that is under way does not see the tag, but it sees this.
+            tracker.store.touch(Artifact(stage=stage.stage, key=stage.key, digest=stage.digest))
     return runs
 
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -158,8 +158,12 @@ class Store:
         with self.lock("collecting"):
             if not folder.is_dir():
                 return False
-            with suppress(OSError):  # without manifest, or somebody else's
+            try:
                 os.utime(folder / MANIFEST)
+            except FileNotFoundError:  # a fault, which `fault` finds
+                pass
+            except OSError as error:
+                logger().warning("%s: its use cannot be noted, so gc may take it for old: %s", folder, error)
         return True
 
     def fault(self, folder: Path, hash_of: Callable[[Path], str] | None = None) -> str | None:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
+from prefect import runtime as prefect_runtime
 from sqlalchemy.exc import SQLAlchemyError
 
 from moeprune.errors import BadInput
@@ -226,6 +228,15 @@ class Tracker:
             children.setdefault(child.data.tags[PARENT], []).append(child)
         return [record_of(run, _in_order(children.get(run.info.run_id, []))) for run in runs]
 
+    def experiments(self) -> list["Tracker"]:
+        """This tracker as it looks into each of its experiments."""
+        found = []
+        for experiment in _pages(lambda page: self._client.search_experiments(page_token=page)):
+            one = copy(self)
+            one.experiment, one._experiment_id = experiment.name, str(experiment.experiment_id)
+            found.append(one)
+        return found
+
     def under_way(self) -> list[Record]:
         """Runs and sweeps that have not come to their end; one of another machine may have died without a word."""
         found = self._search_all("tags.role != 'stage' AND attributes.status = 'RUNNING'")
@@ -329,4 +340,5 @@ def _pages(search: Callable[[str | None], Any]) -> list[Any]:
 
 def _owner() -> dict[str, str]:
     """By what it is told whether a run is still under way."""
-    return {"place": place(), "process": process(os.getpid())}
+    flow_run = prefect_runtime.flow_run.id
+    return {"place": place(), "process": process(os.getpid()), **({"flow_run": flow_run} if flow_run else {})}

@@ -12,6 +12,7 @@ from clones import contents, copy_project
 from mlflow.tracking import MlflowClient
 
 from flows.collecting import Collection, results_of, take
+from flows.needing import USED
 from flows.rebuilding import step_of
 from tasks.artifacts import Runtime, Step, Store
 from tasks.lineage import read_lineage
@@ -109,16 +110,45 @@ def test_gc_leaves_what_a_kept_run_needs_until_it_is_no_longer_kept(cleared, moe
     assert sum(folders(cleared).values()) == 0
 
 
-def test_gc_leaves_what_a_model_with_an_alias_needs(cleared, moeprune, run_id):
+def test_gc_leaves_what_a_registered_model_needs_whether_or_not_an_alias_names_it(cleared, moeprune, run_id):
     tracker = Tracker(Store(cleared))
     registry = Registry(tracker)
     (model,) = (model for model in read_lineage(tracker, run_id).models if model.kind == "pruned")
     version = registry.register("small", model, run_id)
-    assert len(gc(moeprune, "--budget", "0B").json["items"]) == 10  # registered, but no alias names it
-    registry.move("candidate", version, run_id, {})
     answer = gc(moeprune, "--budget", "0B", "--delete")
-    assert answer.json["items"] == [] and list(answer.json["stays"]) == ["needed by small@candidate"]
+    assert answer.json["items"] == [] and list(answer.json["stays"]) == ["needed by small version 1"]
+    registry.move("candidate", version, run_id, {})
+    assert list(gc(moeprune, "--budget", "0B").json["stays"]) == ["needed by small@candidate"]
     assert sum(folders(cleared).values()) == 10
+    MlflowClient(tracker.uri).delete_registered_model("small")
+    assert len(gc(moeprune, "--budget", "0B").json["items"]) == 10
+
+
+def test_gc_leaves_a_registered_model_and_its_inputs_though_its_run_was_deleted(cleared, moeprune, run_id):
+    tracker = Tracker(Store(cleared))
+    (model,) = (model for model in read_lineage(tracker, run_id).models if model.kind == "pruned")
+    Registry(tracker).register("small", model, run_id)
+    MlflowClient(tracker.uri).delete_run(run_id)
+    answer = gc(moeprune, "--unnamed", "--delete")
+    assert list(answer.json["stays"]) == ["needed by small version 1"]
+    assert folders(cleared) == {stage: {"calibrate": 2, "observe": 2, "evaluate": 0}.get(stage, 1) for stage in STAGES}
+
+
+def test_gc_leaves_what_a_kept_run_of_another_experiment_needs(cleared, moeprune, run_id, monkeypatch):
+    moeprune("runs", "keep", run_id)
+    age(cleared)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    answer = gc(moeprune, "--budget", "0B", "--unnamed", "--delete")
+    assert answer.json["items"] == [] and list(answer.json["stays"]) == [f"needed by kept run {run_id[:8]}"]
+
+
+def test_gc_leaves_what_a_kept_run_names_though_the_records_of_its_stages_were_deleted(cleared, moeprune, run_id):
+    tracker = Tracker(Store(cleared))
+    for stage in read_lineage(tracker, run_id).stages:
+        MlflowClient(tracker.uri).delete_run(stage.id)
+    moeprune("runs", "keep", run_id)
+    answer = gc(moeprune, "--budget", "0B", "--unnamed", "--delete")
+    assert answer.json["items"] == [] and sum(folders(cleared).values()) == 10
 
 
 def test_gc_leaves_what_was_used_since_a_run_under_way_began(cleared, moeprune):
@@ -126,9 +156,42 @@ def test_gc_leaves_what_was_used_since_a_run_under_way_began(cleared, moeprune):
     with Tracker(Store(cleared)).run("under way", {}):
         answer = gc(moeprune, "--budget", "0B", "--delete")
     assert folders(cleared)["prune"] == 1 and sum(folders(cleared).values()) == 1
-    assert list(answer.json["stays"]) == ["used since the oldest run under way began"]
+    assert list(answer.json["stays"]) == [USED]
     gc(moeprune, "--budget", "0B", "--delete")
     assert sum(folders(cleared).values()) == 0
+
+
+def test_gc_leaves_what_a_run_finds_that_begins_while_it_reads_the_tracker(cleared, moeprune, monkeypatch):
+    (manifest,) = (cleared / "prune").glob("*/manifest.json")
+    step, read = step_of(json.loads(manifest.read_text())), Tracker.runs_with_stages
+
+    def slowly(tracker: Tracker, *since: Any) -> Any:
+        assert Store(cleared).find(step) is not None
+        return read(tracker, *since)
+
+    monkeypatch.setattr(Tracker, "runs_with_stages", slowly)
+    answer = gc(moeprune, "--budget", "0B", "--delete")
+    assert list(answer.json["stays"]) == [USED] and manifest.is_file()
+    assert sum(folders(cleared).values()) == 1
+
+
+def test_gc_leaves_what_is_kept_while_it_is_at_it(cleared, moeprune, run_id):
+    seen = list(results_of(Store(cleared)))
+    moeprune("runs", "keep", run_id)
+    found = Collection(cleared, held=0, budget=0, removed=True)
+    for item in seen:
+        take(item, Store(cleared), found)
+    assert len(seen) == 10 == sum(folders(cleared).values()) and found.freed == 0
+
+
+def test_gc_beside_another_takes_each_result_once(cleared):
+    store = Store(cleared)
+    seen = list(results_of(store))
+    one, other = (Collection(cleared, held=0, budget=0, removed=True) for _ in range(2))
+    for item in seen:
+        take(item, store, one)
+        take(item, store, other)
+    assert one.items == seen and other.items == [] and sum(folders(cleared).values()) == 0
 
 
 def test_gc_leaves_what_was_found_after_it_had_looked(cleared):
@@ -165,15 +228,27 @@ def test_gc_removes_what_a_killed_process_left_and_nothing_of_one_at_work(cleare
     assert begun.wait(120)
     building, progress = cleared / f"score/.{STEP.key}.building", cleared / f"partial/score-{STEP.key}"
     answer = gc(moeprune, "--delete")
-    assert answer.json["items"] == [] and answer.json["stays"] == {"in somebody's hands": len("half") + len("progress")}
-    assert building.is_dir() and progress.is_dir()
+    assert answer.json["items"] == [] and building.is_dir() and progress.is_dir()
     process.kill()
     process.join()
-    assert gc(moeprune).json["freed"] == len("half") + len("progress")
+    assert gc(moeprune, "--budget", "1GB").json["freed"] == len("half")
     assert building.is_dir() and progress.is_dir()
-    assert [item["what"] for item in gc(moeprune, "--delete").json["items"]] == ["progress", "unfinished"]
-    assert not building.exists() and not progress.exists()
-    assert sum(folders(cleared).values()) == 10
+    assert [item["what"] for item in gc(moeprune, "--delete").json["items"]] == ["unfinished"]
+    assert not building.exists() and progress.is_dir()  # from there the run would go on
+
+
+@pytest.mark.parametrize("words", [(), ("--budget", "0B")], ids=["a week old", "for a budget"])
+def test_gc_removes_progress_first_for_a_budget_or_after_a_week(words: tuple[str, ...], cleared, moeprune, run_id):
+    moeprune("runs", "keep", run_id)
+    saved = Store(cleared).partial(STEP) / "progress"
+    saved.write_text("progress")
+    assert gc(moeprune, "--budget", "1GB").json["items"] == []
+    if not words:
+        week = time.time() - 8 * 24 * 3600
+        os.utime(saved, (week, week))
+        os.utime(saved.parent, (week, week))
+    (item,) = gc(moeprune, *words, "--delete").json["items"]
+    assert (item["what"], item["bytes"]) == ("progress", len("progress")) and not saved.parent.exists()
 
 
 def test_gc_leaves_what_no_run_names_unless_told(cleared, moeprune, run_id):

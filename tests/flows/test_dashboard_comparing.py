@@ -86,6 +86,13 @@ def test_comparison_changes_by_domain_have_their_unit_and_interval(pair, tmp_pat
     assert accuracy.values[0].row == "q" and accuracy.values[0].value == -0.1
 
 
+def test_comparison_change_without_an_error_has_no_interval(tmp_path):
+    metrics = {name: value for name, value in FIRST.items() if name != "delta/log_perplexity/wiki_stderr"}
+    found = comparing.comparison([entry("a" * 32, metrics)], "acc", Tracker(Store(tmp_path)))
+    (one,) = section(found, "Change by domain").parts[0].values
+    assert (one.value, one.low, one.high) == (0.25, None, None)
+
+
 def write_mask(store: Path, key: str, kept: dict[int, tuple[int, ...]], base: str = "base") -> None:
     (store / "mask" / key).mkdir(parents=True)
     (store / "mask" / key / "mask.json").write_text(Mask(base, 4, kept).to_json())

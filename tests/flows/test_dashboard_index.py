@@ -7,8 +7,11 @@ from datetime import date, timedelta
 import pytest
 from recorded import DAY, lineage, stage
 
+from flows.dashboard import drawing
 from flows.dashboard.graph import WIDTH, graph_of
 from flows.dashboard.index import Index, Node, Use, Wanted
+from flows.dashboard.marks import Marks
+from flows.dashboard.picture import Picture
 
 BASE = stage("download", "b")
 CORPUS = stage("calibrate", "c", "wiki", ("download/b",), md5="0" * 32)
@@ -31,6 +34,18 @@ def test_index_result_that_runs_share_is_one_node_made_by_the_run_that_missed():
     assert [use.run for use in node.uses] == ["new", "old"]
     assert node.maker is not None and node.maker.run == "old"
     assert index.read_by["download/b"] == ["calibrate/c"]
+
+
+def test_index_result_made_again_has_the_maker_that_the_newest_run_names():
+    def made(child: str, **more: object) -> tuple:
+        return (stage("download", "b", id=child, **more),)
+
+    runs = [run("first", stages=made("1")), run("again", days=1, stages=made("2"))]
+    found = run("found", days=2, stages=made("3", cache="hit"))
+    named = run("found", days=2, stages=made("3", cache="hit", produced_by="1"))
+    gone = run("found", days=2, stages=made("3", cache="hit", produced_by="0"))
+    makers = [index_of(*runs, one).nodes["download/b"].maker for one in (found, named, gone)]
+    assert [maker.run if maker else None for maker in makers] == ["again", "first", None]
 
 
 def test_index_updated_run_takes_the_place_of_what_was_known_of_it():
@@ -112,6 +127,16 @@ def test_graph_nodes_stand_apart_and_edges_lead_to_the_right(seed):
     places = [(placed.x, placed.y) for placed in graph.nodes.values()]
     assert len(set(places)) == len(places)
     assert all(graph.nodes[path].x - graph.nodes[origin].x >= WIDTH for origin, path in graph.edges)
+
+
+def test_graph_shows_a_stage_that_it_does_not_know():
+    unheard = stage("merge", "e", "two", reads=("calibrate/c",))
+    nodes = index_of(run("newer", stages=(BASE, CORPUS, unheard))).nodes
+    graph, marks = graph_of(nodes), Marks()
+    assert nodes["merge/e"].label == "merge two"
+    assert "merge" in next(one["classes"] for one in drawing.elements(graph, marks) if one["data"]["id"] == "merge/e")
+    assert "merge" in str(drawing.listed(nodes.values(), marks, None))
+    assert "merge two" in Picture(graph, marks).html("p")
 
 
 def test_graph_of_nothing_is_empty():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sample
 
+from flows.dashboard import lists
 from flows.dashboard.details import details, manifest
 from flows.dashboard.index import Entry
 from flows.dashboard.living import Living
@@ -66,6 +67,9 @@ def test_marks_source_that_is_gone_leaves_staleness_unknown(done):
     living = looked_at(done)
     assert stale(living) == {}
     assert {"there is no file sources/wiki.jsonl" in why for why in living.marks.unknown.values()} == {True}
+    shown = details(only(living).lineage.stages[0].path, living.index, living.marks)
+    assert "there is no file sources/wiki.jsonl" in str(shown.marks) and "not known whether" in str(shown.marks)
+    assert lists.marks_of(only(living), living.marks) == "not known whether stale"
 
 
 def test_marks_lost_results_are_missing_but_for_what_dvc_has(done):

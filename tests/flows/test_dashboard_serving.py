@@ -46,9 +46,23 @@ def test_server_page_names_no_other_place_and_forbids_it(few):
 
 @pytest.mark.parametrize("run", ["unknown", "a run that is no audit"])
 def test_server_report_of_what_is_no_audit_is_not_found(few, run):
-    named = next(iter(few.index.entries)) if run != "unknown" else run
+    named = run if run == "unknown" else next(one.id for one in few.index.entries.values() if not one.audit)
     client = app_of(few, local=True).server.test_client()
     assert client.get(f"/audit-report/{named}", headers={"Host": "localhost"}).status_code == 404
+
+
+def test_server_report_is_kept_apart_from_the_page_and_from_the_network_whatever_it_holds(few):
+    planted = "<script>fetch('/_dash-layout')</script>"
+    with few.tracker.run("planted", {}, {"kind": "audit"}) as run:
+        run.log_text(planted, "report.html")
+    few.read()
+    client = app_of(few, local=True).server.test_client()
+    answer = client.get(f"/audit-report/{run.id}", headers={"Host": "localhost"})
+    assert (answer.status_code, answer.mimetype, answer.text) == (200, "text/html", planted)
+    rules = {rule.split()[0]: rule.split()[1:] for rule in answer.headers["Content-Security-Policy"].split(";")}
+    assert rules["sandbox"] == ["allow-scripts", "allow-downloads"]  # above all not allow-same-origin
+    assert rules["default-src"] == ["'none'"] and rules["frame-ancestors"] == ["'self'"]
+    assert "connect-src" not in rules
 
 
 @pytest.mark.parametrize(("host", "local"), [

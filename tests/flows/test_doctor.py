@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from flows import doctor, doctor_machine, doctor_project, doctor_servers
 from flows.health import Finding, refused
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
+from tasks.tracking import Tracker
 
 STORE = Store(Path("store"))
 
@@ -201,6 +204,109 @@ def test_disk_that_is_almost_full_is_told_of(free, health, tmp_path, monkeypatch
     (found,) = doctor_machine.disk(Store(tmp_path / "not/yet"))
     assert found.health == health and f"{free / 1e9:.1f} GB" in found.what
     assert asked == [tmp_path]
+
+
+@pytest.fixture
+def shared() -> Iterator[Store]:
+    """A store that root has made, and that this test looks at as somebody else."""
+    if os.getuid():
+        pytest.skip("only root can be another user")
+    with tempfile.TemporaryDirectory(prefix="moeprune-store-", ignore_cleanup_errors=True) as folder:
+        root = Path(folder)
+        os.chown(root, -1, 65534)
+        os.chmod(root, 0o2775)
+        before = os.umask(0o002)
+        made = Store(root / "store")
+        with made.lock("first"):
+            pass
+        (made.root / "mask/one").mkdir(parents=True)
+        (made.root / "mask/one/manifest.json").write_text("{}")
+        groups = os.getgroups()
+        os.setgroups([])
+        os.setegid(65534)
+        os.seteuid(65534)
+        yield made
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+        os.umask(before)
+
+
+def test_store_of_a_group_is_well_and_what_others_cannot_write_is_told_of(shared: Store):
+    assert list(doctor_machine.store(shared)) == [Finding("store", "ok", str(shared.root))]
+    os.umask(0o022)
+    (found,) = doctor_machine.store(shared)
+    assert found.health == "warn" and "umask" in found.mend
+    os.umask(0o002)
+    for name in ("locks/first.lock", "mask/one/manifest.json", "locks"):
+        path = shared.root / name
+        os.seteuid(0)
+        path.chmod(path.stat().st_mode & ~0o020)
+        os.seteuid(65534)
+        (found,) = doctor_machine.store(shared)
+        assert found.health == "fail" and str(path) in found.what and "group" in found.mend
+        os.seteuid(0)
+        path.chmod(path.stat().st_mode | 0o020)
+        os.seteuid(65534)
+
+
+def test_store_that_is_yet_to_be_made_is_not_looked_at(tmp_path):
+    assert list(doctor_machine.store(Store(tmp_path / "not/yet"))) == []
+
+
+def test_run_that_prefect_knows_to_be_over_and_mlflow_does_not_is_told_of(server, tmp_path, monkeypatch):
+    from prefect import flow
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(Store(tmp_path / "store"))
+    tracker.check()
+    begun = []
+
+    @flow
+    def dies(message: str) -> None:
+        begun.append(tracker.run("lost", {}, {"place": "elsewhere:1"}))
+        begun.append(begun[0].__enter__())
+        assert not list(doctor_servers.runs(tracker.store)), "it is under way"
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="gone"):
+        dies("its machine is gone")
+    (found,) = doctor_servers.runs(tracker.store)
+    run = begun[1].id
+    assert found.health == "warn" and f"{run[:8]} (lost)" in found.what and "Failed" in found.what
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    exec(found.mend.split("`")[1].partition('"')[2].rstrip('"'))  # as the shell would hand it to Python
+    assert tracker.find_run(run).status == "KILLED" and not list(doctor_servers.runs(tracker.store))
+
+
+def test_run_that_was_wrongly_marked_as_crashed_goes_on_and_is_told_of_meanwhile(server, tmp_path, monkeypatch):
+    from prefect import flow, runtime, task
+    from prefect.client.orchestration import get_client
+    from prefect.states import Crashed
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(Store(tmp_path / "store"))
+    tracker.check()
+
+    @task
+    def add(one: int) -> int:
+        return one + 1
+
+    @flow
+    def lives() -> tuple[int, str, str]:
+        with tracker.run("living", {}) as run:
+            first = add(0)
+            with get_client(sync_client=True) as client:  # as the server does after ten minutes without a heartbeat
+                client.set_flow_run_state(runtime.flow_run.id, Crashed(), force=True)
+            (found,) = doctor_servers.runs(tracker.store)
+            assert "(living) is RUNNING in MLflow and Crashed in Prefect" in found.what
+            assert found.mend.startswith("if its process is gone")
+            return add(first), runtime.flow_run.id, run.id
+
+    done, flow_run, run = lives()
+    with get_client(sync_client=True) as client:
+        assert (done, client.read_flow_run(flow_run).state.name) == (2, "Completed")
+    assert tracker.find_run(run).status == "FINISHED" and not list(doctor_servers.runs(tracker.store))
 
 
 def test_accelerator_that_torch_does_not_see_is_told_of(tmp_path, monkeypatch):

@@ -2,18 +2,23 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sample
 from clones import Team, contents, copy_project, flip_a_byte, share, sparse_recipe
 from hub import point_at, serve
+from mlflow.tracking import MlflowClient
 
 from flows.preflight import preflight
 from flows.recipe import read_recipe
 from flows.walk import walk
 from tasks.artifacts import Store
+from tasks.lineage import read_lineage
+from tasks.tracking import Tracker
 
 
 @pytest.fixture
@@ -66,7 +71,9 @@ def test_restore_everything_is_verified_and_twice_does_nothing(cloned, moeprune)
     answer = moeprune("restore", cloned.run[:8], "--json")
     assert set(how(answer).values()) == {"in the store"}
     # It is what a run of the recipe looks for: by these keys nothing is done again.
-    recipe, store = read_recipe(Path(answer.json["recipe"])), Store(cloned.clone / ".moeprune")
+    recipe = read_recipe(Path(answer.json["recipe"]))
+    store = Store(recipe.runtime.store)
+    assert store.root.absolute() == cloned.clone / ".moeprune"
     assert walk(recipe, preflight(recipe, store, cloned.clone), store).done
 
 
@@ -168,6 +175,68 @@ def test_restore_of_a_mask_that_is_a_rule_observes_again_and_of_a_trained_model_
     assert answer.status == 0, answer.err
     assert contents(cloned.clone / ".moeprune/distill") == contents(cloned.project / ".moeprune/distill") != {}
     assert "/distill/" in answer.json["checkpoint"]
+
+
+def kept(cloned: Team, title: str, name: str) -> Path:
+    """Where the tracker has a file of a stage."""
+    (stage,) = (
+        one for one in read_lineage(Tracker(Store(cloned.clone / ".moeprune")), cloned.run).stages if one.title == title
+    )
+    return Path(MlflowClient(cloned.tracker).get_run(stage.id).info.artifact_uri.removeprefix("file://")) / name
+
+
+def test_restore_with_a_damaged_record_of_one_result_brings_the_others(cloned, moeprune):
+    manifest = kept(cloned, "evaluate base", "manifest.json")
+    manifest.write_text(manifest.read_text()[:100])
+    answer = moeprune("restore", cloned.run, "--json")
+    assert answer.status == 1 and "evaluate base: the tracker's manifest.json is damaged" in answer.json["error"]
+    assert how(answer)["evaluate base"] == "" and how(answer)["prune"] == "made again"
+
+
+def test_restore_on_a_machine_without_the_device_of_the_record_takes_another(cloned, moeprune):
+    for title in ("observe wiki", "prune"):
+        manifest = kept(cloned, title, "manifest.json")
+        content = manifest.read_text()
+        assert '"device": "cpu"' in content
+        manifest.write_text(content.replace('"device": "cpu"', '"device": "cuda:7"'))
+    assert moeprune("restore", cloned.run, "--everything").status == 0
+    for stage in ("observe", "prune"):
+        (files, recorded) = (contents(project / ".moeprune" / stage) for project in (cloned.clone, cloned.project))
+        weights = {name: content for name, content in files.items() if name.endswith(".safetensors")}
+        assert weights.items() <= recorded.items() and weights
+
+
+def test_restore_leaves_what_a_flow_made_while_it_waited(cloned, moeprune):
+    store = Store(cloned.clone / ".moeprune")
+    there = next((cloned.project / ".moeprune/mask").iterdir())
+    here, waiting = store.root / "mask" / there.name, []
+
+    def flow() -> None:
+        with store.lock(f"mask-{there.name}"):
+            waiting.append(True)
+            time.sleep(3)
+            shutil.copytree(there, here)
+            (here / "manifest.json").write_text((here / "manifest.json").read_text() + " ")  # to be told from another
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(flow)
+        while not waiting:
+            time.sleep(0.01)
+        answer = moeprune("restore", cloned.run, "--json")
+    assert answer.status == 0, answer.err
+    assert how(answer)["mask"] == "in the store" and (here / "manifest.json").read_text().endswith(" ")
+
+
+def test_restore_of_a_record_that_names_another_place_touches_nothing(cloned, moeprune):
+    outside = cloned.clone.parent / "precious"
+    outside.mkdir()
+    tracker = Tracker(Store(cloned.clone / ".moeprune"))
+    (mask,) = (stage for stage in read_lineage(tracker, cloned.run).stages if stage.stage == "mask")
+    tracker.tag(mask.id, "stage", "../..")
+    tracker.tag(mask.id, "key", "precious")
+    answer = moeprune("restore", cloned.run)
+    assert answer.status == 2 and "no place in a store" in answer.err
+    assert outside.is_dir() and not (cloned.clone / ".moeprune/mask").exists()
 
 
 def test_restore_of_an_unknown_run_in_a_clone_names_the_tracker_to_set(cloned, moeprune, monkeypatch):

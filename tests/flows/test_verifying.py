@@ -3,12 +3,19 @@
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sample
 from clones import Team, copy_project, flip_a_byte, share
+from mlflow.tracking import MlflowClient
+
+from tasks.artifacts import Store
+from tasks.lineage import read_lineage
+from tasks.tracking import Tracker
 
 
 @pytest.fixture
@@ -103,15 +110,28 @@ def test_verify_of_rot_that_keeps_size_and_time_needs_rehash(cloned, moeprune):
     assert faults(moeprune("verify", cloned.run, "--rehash", "--json")) == {("store", "prune"): "changed"}
 
 
-def test_verify_of_dvc_looks_in_cache_and_remote(cloned, moeprune):
-    shutil.rmtree(cloned.project / ".dvc/cache")
+DVC = dict.fromkeys([("DVC", "calibrate wiki"), ("DVC", "calibrate code"), ("DVC", "mask")], "missing")
+
+
+def test_verify_of_dvc_goes_by_the_remote_of_the_team_and_says_who_can_push(cloned, moeprune):
+    shutil.move(cloned.project / ".dvc/cache", cloned.project / ".dvc/away")
     assert moeprune("verify", cloned.run).status == 0
     shutil.rmtree(cloned.remote)
+    assert faults(moeprune("verify", cloned.run, "--json")) == DVC
+    shutil.move(cloned.project / ".dvc/away", cloned.project / ".dvc/cache")
     answer = moeprune("verify", cloned.run, "--json")
-    assert answer.status == 1
-    assert faults(answer) == dict.fromkeys(
-        [("DVC", "calibrate wiki"), ("DVC", "calibrate code"), ("DVC", "mask")], "missing"
-    )
+    assert answer.status == 1 and faults(answer) == DVC
+    assert "dvc push, as it is not in the remote 'team' but in cache" in answer.json["error"]
+    subprocess.run([sys.executable, "-m", "dvc", "push", "--quiet"], cwd=cloned.project, check=True)
+    assert moeprune("verify", cloned.run).status == 0
+
+
+def test_verify_with_a_remote_that_does_not_answer_says_that_and_no_more(cloned, moeprune):
+    config = cloned.project / ".dvc/config"
+    config.write_text(config.read_text().replace(str(cloned.remote), "http://127.0.0.1:9/dvc"))
+    answer = moeprune("verify", cloned.run, "--json")
+    assert answer.status == 1 and faults(answer) == {("DVC", "remote 'team'"): "missing"}
+    assert "could not be asked" in answer.json["error"]
 
 
 def test_verify_of_a_remote_with_wrong_bytes_does_not_believe_their_name(cloned, moeprune):
@@ -142,6 +162,25 @@ def test_verify_of_a_manifest_and_recipe_that_were_edited_in_the_tracker_says_ch
         ("tracker", "score reap: manifest.json"): "changed",
         ("tracker", "recipe.yaml"): "changed",
     }
+
+
+@pytest.mark.parametrize("size", [0, 40], ids=["empty", "cut short"])
+def test_verify_of_records_that_are_damaged_says_changed(size: int, cloned, moeprune):
+    for title, name in (("mask", "manifest.json"), ("whole", "recipe.yaml")):
+        file = kept(cloned.project, title, name)
+        file.write_bytes(b"\xff" + file.read_bytes()[:size])
+    assert faults(moeprune("verify", cloned.run, "--json")) == {
+        ("tracker", "mask: manifest.json"): "changed",
+        ("tracker", "recipe.yaml"): "changed",
+    }
+
+
+def test_verify_of_a_run_whose_stage_was_deleted_from_the_record_misses_it(cloned, moeprune):
+    tracker = Tracker(Store(cloned.project / ".moeprune"))
+    (mask,) = (stage for stage in read_lineage(tracker, cloned.run).stages if stage.title == "mask")
+    MlflowClient(tracker.uri).delete_run(mask.id)
+    answer = moeprune("verify", cloned.run, "--json")
+    assert answer.status == 1 and faults(answer) == {("tracker", "mask: its record"): "missing"}
 
 
 def test_verify_of_a_base_model_that_is_another_or_gone(cloned, moeprune):

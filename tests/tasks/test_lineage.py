@@ -1,14 +1,19 @@
 """What is read back of runs, as they were logged in a real tracker from manifests."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
+from mlflow.tracking import MlflowClient
 
+from moeprune.checkpoint import digest_of
 from moeprune.errors import BadInput
-from tasks.artifacts import Store
+from tasks.artifacts import Artifact, Step, Store
 from tasks.lineage import lineage_of, read_lineage, read_lineages, read_manifest, recipe_text, upstream
 from tasks.tracking import Tracker
 
@@ -36,14 +41,38 @@ def tracker(shared: Tracker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     return Tracker(shared.store)
 
 
+def hashed(*words: str) -> str:
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()
+
+
+def step_of(stage: str, key: str) -> Step:
+    inputs = {name: step_of(one, key) for name, one in CHAIN[stage].items()}
+    made = {
+        name: Artifact(stage=one.stage, key=str(one.key), digest=digest_of({"file": hashed(one.stage, key)}))
+        for name, one in inputs.items()
+    }
+    return Step(stage, "it", "code", {"seed": 3, "of": key}, {**made})
+
+
+def place(stage: str, key: str) -> str:
+    return f"{stage}/{step_of(stage, key).key}"
+
+
+def digest(stage: str, key: str) -> str:
+    return digest_of({"file": hashed(stage, key)})
+
+
 def manifest(stage: str, key: str, started: datetime | None = None) -> dict[str, Any]:
     return {
         "stage": stage,
-        "key": f"{stage}-{key}",
-        "digest": f"digest-{stage}-{key}",
-        "params": {"seed": 3},
+        "of": "it",
+        "key": step_of(stage, key).key,
+        "digest": digest_of({"file": hashed(stage, key)}),
+        "code": "code",
+        "params": {"seed": 3, "of": key},
+        "files": {"file": {"sha256": hashed(stage, key), "bytes": 3}},
         "facts": {"bytes": 12},
-        "inputs": {name: {"stage": one, "key": f"{one}-{key}", "digest": "d"} for name, one in CHAIN[stage].items()},
+        "inputs": {name: artifact.model_dump() for name, artifact in step_of(stage, key).inputs.items() if artifact},
         "producer": {
             "flow_run": "flow-1",
             "git_commit": None,
@@ -64,8 +93,8 @@ def record(tracker: Tracker, folder: Path, key: str, **options: Any) -> str:
             child = run.log_stage(f"{stage} it", stage, "it", content, "miss", [folder / "manifest.json"])
             if stage == "calibrate":
                 run.log_version(child, MD5)
-        run.log_model("base", f"digest-download-{key}", "model")
-        run.log_model("pruned", f"digest-prune-{key}", "model-pruned", {"keep": 6})
+        run.log_model("base", digest("download", key), "model")
+        run.log_model("pruned", digest("prune", key), "model-pruned", {"keep": 6})
     return run.id
 
 
@@ -76,15 +105,15 @@ def test_lineage_of_a_run_is_what_its_manifests_say(tracker, tmp_path):
     assert (found.run.id, found.run.status, found.run.params) == (run, "FINISHED", {"mask.ratio": "0.25"})
     assert [stage.stage for stage in found.stages] == list(CHAIN)
     mask = found.find("mask", "it")
-    assert mask is not None and found.by_path["mask/mask-mine"] is mask
-    assert (mask.title, mask.digest, mask.cache, mask.md5) == ("mask it", "digest-mask-mine", "miss", None)
+    assert mask is not None and found.by_path[place("mask", "mine")] is mask
+    assert (mask.title, mask.digest, mask.cache, mask.md5) == ("mask it", digest("mask", "mine"), "miss", None)
     assert (mask.produced_by, mask.git_commit, mask.git_dirty) == (mask.id, None, None)
-    assert mask.inputs == {"download": "download/download-mine", "score": "score/score-mine"}
-    assert mask.params == {"seed": "3"} and mask.metrics["bytes"] == 12
+    assert mask.inputs == {"download": place("download", "mine"), "score": place("score", "mine")}
+    assert mask.params == {"seed": "3", "of": "mine"} and mask.metrics["bytes"] == 12
     assert [stage.md5 for stage in found.stages if stage.md5] == [MD5]
     assert {(model.kind, model.digest, model.run) for model in found.models} == {
-        ("base", "digest-download-mine", run),
-        ("pruned", "digest-prune-mine", run),
+        ("base", digest("download", "mine"), run),
+        ("pruned", digest("prune", "mine"), run),
     }
     assert read_manifest(tracker, mask)["inputs"] == manifest("mask", "mine")["inputs"]
     assert recipe_text(tracker, run) == "mask: {ratio: 0.25}\n"
@@ -92,9 +121,9 @@ def test_lineage_of_a_run_is_what_its_manifests_say(tracker, tmp_path):
 
 def test_upstream_of_a_report_is_the_whole_chain_and_each_result_once(tracker, tmp_path):
     found = read_lineage(tracker, record(tracker, tmp_path, "k"))
-    paths = [path.split("/")[0] for path in upstream(found.by_path, "evaluate/evaluate-k")]
+    paths = [path.split("/")[0] for path in upstream(found.by_path, place("evaluate", "k"))]
     assert paths == ["evaluate", "prune", "download", "mask", "score", "observe", "calibrate"]
-    assert list(upstream(found.by_path, "download/download-k")) == ["download/download-k"]
+    assert list(upstream(found.by_path, place("download", "k"))) == [place("download", "k")]
     assert list(upstream({}, "mask/elsewhere")) == ["mask/elsewhere"]
 
 
@@ -114,7 +143,7 @@ def test_lineages_since_a_moment_have_stages_that_began_before_it(tracker, tmp_p
     with tracker.run("waits for another process", {}) as run:
         run.log_stage("mask", "mask", "", manifest("mask", "new", moment - timedelta(hours=1)), "miss")
     (found,) = read_lineages(tracker, moment - timedelta(milliseconds=1))
-    assert found.run.id == run.id and [stage.key for stage in found.stages] == ["mask-new"]
+    assert found.run.id == run.id and [stage.path for stage in found.stages] == [place("mask", "new")]
 
 
 def test_a_file_that_the_tracker_lost_is_named(tracker, tmp_path):
@@ -135,3 +164,61 @@ def test_under_way_are_runs_of_live_processes_and_of_other_machines(tracker):
         mine.tag({"place": "elsewhere:1"})
         assert [run.id for run in tracker.under_way()] == [mine.id]
     assert tracker.under_way() == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [("stage", "../.."), ("key", "../../elsewhere"), ("key", "/etc"), ("input.download", "download/../../elsewhere")],
+)
+def test_a_record_that_names_a_place_outside_of_the_store_is_refused(tag: str, value: str, tracker, tmp_path):
+    run = record(tracker, tmp_path, "k")
+    mask = read_lineage(tracker, run).find("mask", "it")
+    assert mask is not None
+    tracker.tag(mask.id, tag, value)
+    with pytest.raises(BadInput, match="no place in a store"):
+        read_lineage(tracker, run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: text.replace('"seed": 3', '"seed": 4'),
+        lambda text: text.replace('"stage": "mask"', '"stage": "prune"', 1),
+        lambda text: text.replace('"file":', '"../file":'),
+        lambda text: text.replace(
+            '"inputs": {"download": {"stage": "download"', '"inputs": {"download": {"stage": ".."'
+        ),
+        lambda text: text.replace(hashed("mask", "k"), hashed("another")),
+    ],
+    ids=["empty", "cut short", "another shape", "other params", "another stage", "a path", "an input's path", "a file"],
+)
+def test_a_damaged_or_edited_manifest_is_refused(change: Callable[[str], str], tracker, tmp_path):
+    run = record(tracker, tmp_path, "k")
+    mask = read_lineage(tracker, run).find("mask", "it")
+    assert mask is not None
+    assert read_manifest(tracker, mask)["files"]
+    file = Path(unquote(urlsplit(MlflowClient(tracker.uri).get_run(mask.id).info.artifact_uri).path)) / "manifest.json"
+    before = file.read_text()
+    file.write_text(change(before))
+    assert file.read_text() != before
+    with pytest.raises(BadInput, match=r"manifest\.json is damaged"):
+        read_manifest(tracker, mask)
+
+
+def test_a_child_that_somebody_made_by_hand_is_no_stage(tracker, tmp_path):
+    run = record(tracker, tmp_path, "k")
+    client = MlflowClient(tracker.uri)
+    experiment = client.get_run(run).info.experiment_id
+    client.create_run(experiment, tags={"mlflow.parentRunId": run}, run_name="notes")
+    assert len(read_lineage(tracker, run).stages) == len(CHAIN)
+
+
+def test_experiments_are_seen_each_by_its_own_runs(tracker, tmp_path, monkeypatch):
+    mine = record(tracker, tmp_path, "k")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{tmp_path.name} of others")
+    others = record(Tracker(tracker.store), tmp_path, "k")
+    seen = {one.experiment: [run.id for run in one.runs_with_stages()] for one in tracker.experiments()}
+    assert seen[tmp_path.name] == [mine] and seen[f"{tmp_path.name} of others"] == [others]

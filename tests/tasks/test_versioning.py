@@ -354,3 +354,36 @@ def test_where_does_not_believe_the_name_of_a_damaged_object(project: Path, clon
         write(held, "damage")
     assert versioning.where([wiki], project, read=True) == {wiki: "demo"}
     assert versioning.where([wiki], clone, read=True) == {wiki: None}
+
+
+def test_survey_tells_all_places_the_team_s_remote_and_a_remote_that_cannot_be_asked(
+    project: Path, store: Path, tmp_path: Path
+) -> None:
+    wiki = versioning.register(store / "tokens", CORPUS, project).md5
+    dvc(project, "remote", "add", "--default", "team", str(tmp_path / "team"))
+    assert versioning.survey([wiki], project).places == {wiki: {"cache"}}
+    assert versioning.push(project)
+    assert versioning.survey([wiki], project) == versioning.Survey({wiki: frozenset({"cache", "team"})}, "team", {})
+    dvc(project, "remote", "add", "gone", "http://127.0.0.1:9/dvc")
+    found = versioning.survey([wiki], project)
+    assert found.places == {wiki: {"cache", "team"}} and found.silent.keys() == {"gone"}
+    with pytest.raises(BadInput, match="moeprune init"):
+        versioning.survey([wiki], tmp_path)
+
+
+def test_survey_waits_for_nobody_and_leaves_a_damaged_object_where_it_is(project: Path, store: Path) -> None:
+    wiki = versioning.register(store / "tokens", CORPUS, project).md5
+    held = project / ".dvc/cache/files/md5" / wiki[:2] / wiki[2:]
+    held.unlink()
+    write(held, "damage")
+    script = (
+        "import sys, time; from dvc.repo import Repo, lock_repo\n"
+        "with Repo('.') as repo, lock_repo(repo): print(flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=project, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        try:
+            assert versioning.survey([wiki], project).places == {wiki: frozenset()}
+        finally:
+            other.kill()
+    assert held.read_text() == "damage"

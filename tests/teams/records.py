@@ -102,7 +102,7 @@ def wait(what: Callable[[], Any]) -> Any:
         with suppress(OSError):  # a server on a busy machine may be too late with its answer, and say 500
             if found := what():
                 return found
-        time.sleep(0.5)
+        time.sleep(1)
     raise AssertionError("it has not come about")
 
 

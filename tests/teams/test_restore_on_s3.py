@@ -36,7 +36,6 @@ def moeprune(folder: Path, environ: dict[str, str], *words: str) -> subprocess.C
 
 
 def test_run_of_one_machine_is_restored_on_another(origin: Path, team: Team, storage: S3, tmp_path: Path):
-    others = set(storage.folder.rglob("*"))  # of tests that share the bucket
     made = moeprune(origin, team.environ, "run", "params/quick.yaml", "--json")
     assert made.returncode == 0, made.stderr
     run = json.loads(made.stdout.splitlines()[-1])["run_id"]

@@ -1,0 +1,98 @@
+"""The dashboard's look at its tracker, with what goes wrong there."""
+
+import many_runs
+import pytest
+from recorded import stage
+
+from flows.dashboard import living as looking
+from flows.dashboard import lists
+from flows.dashboard.details import details
+from flows.dashboard.index import Node, Use
+from flows.dashboard.living import Living
+from flows.dashboard.marks import places
+from tasks import versioning
+from tasks.artifacts import Store
+from tasks.tracking import Tracker
+
+AWAY = "['remote \"away\"']\n    url = http://127.0.0.1:9/objects\n"
+"""A remote on a port where nothing listens."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    folder = tmp_path_factory.mktemp("living")
+    many_runs.make(folder, 4)
+    return Store(folder)
+
+
+def new(store: Store) -> Living:
+    return Living(Tracker(store), store, store.root)
+
+
+def test_living_whole_read_that_fails_is_tried_again_at_the_next_look(store, monkeypatch):
+    living = new(store)
+    read, calls = looking.read_lineages, []
+
+    def fail_once(*words):
+        calls.append(words)
+        if len(calls) == 2:
+            raise OSError("the server starts anew")
+        return read(*words)
+
+    monkeypatch.setattr(looking, "FIRST", 2)
+    monkeypatch.setattr(looking, "read_lineages", fail_once)
+    with pytest.raises(OSError, match="starts anew"):
+        living.read()
+    assert len(living.index.entries) == 2 and not living.whole
+    living.read()
+    assert len(living.index.entries) == 4 and living.whole and living.unchecked == 4
+
+
+def test_living_recipe_that_nobody_understands_is_told_of_its_run_alone(store):
+    living = new(store)
+    living.read()
+    run = next(iter(living.index.entries.values()))
+    recipe = store.root / "mlruns" / run.id / "artifacts/recipe.yaml"
+    kept = recipe.read_bytes()
+    recipe.write_text("- a list\n")
+    try:
+        living.check(600)
+    finally:
+        recipe.write_bytes(kept)
+    assert living.unchecked == 0
+    assert "TypeError" in living.marks.unknown[run.lineage.find("prune").path]
+    assert "not known whether stale" in lists.marks_of(run, living.marks)
+
+
+def test_places_behind_a_remote_that_does_not_answer_are_unknown(tmp_path):
+    versioning.init(tmp_path)
+    node = Node("mask/m", (Use("run", stage("mask", "m", md5="0" * 32)),))
+    lost = Node("prune/p", (Use("run", stage("prune", "p")),))
+    store = Store(tmp_path / "store")
+    assert places([node, lost], store, tmp_path) == ({"mask/m": None, "prune/p": None}, {})
+    with (tmp_path / ".dvc/config").open("a") as config:
+        config.write(AWAY)
+    known, unseen = places([node, lost], store, tmp_path)
+    assert known == {"prune/p": None}
+    assert list(unseen) == ["mask/m"] and "'away'" in unseen["mask/m"]
+
+
+def test_living_bytes_behind_a_remote_that_does_not_answer_are_not_missing(store):
+    versioning.init(store.root)
+    with (store.root / ".dvc/config").open("a") as config:
+        config.write(AWAY)
+    living = new(store)
+    living.read()
+    mask = next(iter(living.index.entries.values())).lineage.find("mask")
+    (store.root / mask.path / "mask.json").rename(store.root / "mask.json")
+    try:
+        living.check(0)
+    finally:
+        (store.root / "mask.json").rename(store.root / mask.path / "mask.json")
+    assert not living.marks.missing(mask.path)
+    shown = details(mask.path, living.index, living.marks)
+    assert "'away'" in shown.facts["bytes found in"]
+    living.refresh()
+    living.read()
+    living.check(0)
+    assert living.marks.places[mask.path] == "store" and mask.path not in living.marks.unseen
