@@ -127,7 +127,7 @@ def collection_error(found: Collection) -> str | None:
         return None
     return (
         f"the budget of {size(found.budget or 0)}B is missed by {size(found.beyond)}B: what stays is needed: let go of "
-        "a run with `moeprune runs unkeep RUN`, take an alias away, or wait for the runs under way"
+        "a run with `moeprune runs unkeep RUN`, delete a version of the registry, or wait for runs under way"
     )
 
 

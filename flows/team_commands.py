@@ -128,8 +128,8 @@ def gc(
 ) -> None:
     """Show what of the store would go to keep it within a budget, the least recently used first; --delete removes it.
 
-    What a kept run (`moeprune runs keep RUN`), a model that an alias of the registry names, or a run under way needs
-    stays. Progress of killed runs, from which they would go on, is left over: run such a recipe again first.
+    What a kept run (`moeprune runs keep RUN`), a registered model or a run under way needs stays. Progress of killed
+    runs, from which they would go on, goes first for a budget, else after a week.
     """
     from flows import show_restored
     from flows.collecting import collect, read_budget

@@ -104,14 +104,15 @@ def pareto(entries: Sequence[Entry], measure: str) -> list[Part]:
         for of, name, group in ((entry.final, calls[entry.id], entry.budget), ("base", entry.model, "unpruned")):
             value, size = measured(entry, f"{of}/{measure}"), weights(entry, of)
             if value is not None and size is not None:
-                ends = (
-                    (None, None) if value.spread is None else (value.value - value.spread, value.value + value.spread)
-                )
-                points.append(Point(name, group, size, value.value, *ends))
+                points.append(Point(name, group, size, value.value, *_ends(value)))
     note = "Bars: 95% intervals of the evaluation. Memory is that of the weights, or of the files on disk."
     higher = not measure.startswith(PERPLEXITY)
     drawn = list(dict.fromkeys(points))
     return [Pareto(f"{measure} against memory", drawn, "memory (MB)", measure, higher, note)] if drawn else []
+
+
+def _ends(found: Measured) -> tuple[float | None, float | None]:
+    return (None, None) if found.spread is None else (found.value - found.spread, found.value + found.spread)
 
 
 def _table(entries: Sequence[Entry]) -> Part:
@@ -138,9 +139,8 @@ def _domains(entries: Sequence[Entry]) -> list[Part]:
             for name in names:
                 found = measured(entry, delta(entry) + name)
                 assert found is not None
-                half = found.spread or 0.0
                 where = name.removeprefix(kind).removesuffix(kind)
-                values.append(Interval(where, calls[entry.id], found.value, found.value - half, found.value + half))
+                values.append(Interval(where, calls[entry.id], found.value, *_ends(found)))
         if values:
             note = "Differences from the unpruned model on the same documents or questions. Bars: 95% intervals."
             title = f"Change in {unit.split(' (')[0]}"

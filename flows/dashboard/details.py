@@ -20,7 +20,7 @@ class Details:
     facts: Mapping[str, str]
     """Short values by what they are."""
     marks: tuple[str, ...]
-    """What is wrong with it, in words; empty if nothing is known to be."""
+    """What is wrong with it, or cannot be told of it, in words; empty if it is known to be well."""
     origins: tuple[str, ...]
     """Paths of the results it was made from."""
     products: tuple[str, ...]
@@ -57,6 +57,16 @@ def details(path: str, index: Index, marks: Marks) -> Details:
 
 
 def told(path: str, marks: Marks) -> tuple[str, ...]:
+    """A node's marks in words, and why there may be others."""
+    unsure = []
+    if path in marks.unknown:
+        unsure.append(f"not known whether stale: {marks.unknown[path]}")
+    if path in marks.unseen:
+        unsure.append(f"not known whether missing: {marks.unseen[path]}")
+    return (*wrong(path, marks), *unsure)
+
+
+def wrong(path: str, marks: Marks) -> tuple[str, ...]:
     """A node's marks in words."""
     found = []
     if path in marks.stale:
@@ -75,6 +85,8 @@ def _commit(commit: str | None, dirty: bool | None) -> str:
 
 
 def _place(marks: Marks, path: str) -> str:
+    if path in marks.unseen:
+        return f"not known: {marks.unseen[path]}"
     if path not in marks.places:
         return "not looked at yet"
     return marks.places[path] or "nowhere"

@@ -5,7 +5,7 @@ from typing import Any
 
 from dash import html
 
-from flows.dashboard.graph import HEIGHT, LOOKS, WIDTH, Graph
+from flows.dashboard.graph import HEIGHT, LOOKS, OTHER, WIDTH, Graph
 from flows.dashboard.index import KINDS, Node
 from flows.dashboard.marks import Marks
 from flows.dashboard.views import aria
@@ -63,6 +63,7 @@ def stylesheet(chosen: str | None = None, near: Iterable[str] = ()) -> list[dict
                 "label": "data(label)", "text-wrap": "wrap", "text-valign": "center", "text-halign": "center",
                 "font-size": 11, "width": WIDTH - 44, "height": HEIGHT, "border-width": 2.5, "color": "#1a1a1a",
                 "text-max-width": WIDTH - 50, "text-outline-color": "#fff", "text-outline-width": 2,
+                "shape": OTHER[0], "border-color": OTHER[1], "background-color": "#fff",
             },
         },
         {
@@ -86,7 +87,7 @@ def listed(nodes: Iterable[Node], marks: Marks, chosen: str | None) -> Any:
     """The same nodes as buttons, kind by kind."""
     groups: dict[str, list[Node]] = {kind: [] for kind in KINDS.values()}
     for node in nodes:
-        groups[node.kind].append(node)
+        groups.setdefault(node.kind, []).append(node)
     return [
         html.Li(
             [html.Span(kind, className="kind"),

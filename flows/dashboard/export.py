@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.dashboard import comparing
 from flows.dashboard.audits import audits, overview
-from flows.dashboard.details import details, manifest, told
+from flows.dashboard.details import details, manifest, wrong
 from flows.dashboard.graph import graph_of
 from flows.dashboard.index import Entry
 from flows.dashboard.living import Living
@@ -65,12 +65,14 @@ def page_of(living: Living, chosen: Sequence[Entry]) -> Page:
     every = comparing.overview(entries, measured[0]) if measured else []
     compared = comparing.comparison(chosen, measured[0], living.tracker)[1:] if measured else []
     checked = f"; {living.unchecked} runs were not checked for stale results" if living.unchecked else ""
+    damaged = f"; {len(living.damaged)} runs cannot be shown" if living.damaged else ""
     names = ", ".join(f"{entry.lineage.run.name} ({entry.id[:8]})" for entry in chosen)
     return Page(
         "Lineage",
         f"{len(entries):,} runs with {len(index.nodes):,} results. Drawn and compared: {names}.\n"
         f"{len(marks.stale):,} results are stale: their recipes would come to others now. "
-        f"{sum(map(marks.missing, index.nodes)):,} are missing: neither the store nor DVC has them{checked}.",
+        f"{sum(map(marks.missing, index.nodes)):,} are missing: neither the store nor DVC has them. "
+        f"Of {len(marks.unknown.keys() | marks.unseen.keys()):,} one or the other is not known{checked}{damaged}.",
         [
             Section("Graph", [Picture(graph_of(nodes), marks)]),
             Section("Stale and missing", [_wrong(living)]),
@@ -100,7 +102,7 @@ def _wrong(living: Living) -> Part:
     rows: list[list[Cell]] = [
         [nodes[path].label, nodes[path].stage.digest[:8], path[:20], "; ".join(said)]
         for path in nodes
-        if (said := told(path, marks))
+        if (said := wrong(path, marks))
     ]
     columns = [Column("result"), Column("digest"), Column("place in the store"), Column("what is wrong")]
     return Table("Stale and missing results", columns, rows, "wrong.csv") if rows else Paragraph("None is known.")

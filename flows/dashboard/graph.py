@@ -24,6 +24,8 @@ LOOKS = {
     "audit": ("star", GREEN),
 }
 """Shape and colour of each kind; labels say it in words, so that neither is needed to tell kinds apart."""
+OTHER = ("ellipse", "#777")
+"""Of a kind that is not among them."""
 COLUMNS = {kind: number for number, kind in enumerate(KINDS.values())} | {"resampled mask": 4, "audit": 7}
 SWEEPS = 4
 """Times that each column is put in the order of its neighbours; more changes little."""
@@ -59,7 +61,7 @@ def graph_of(nodes: Mapping[str, Node]) -> Graph:
     edges = _edges(nodes)
     columns: dict[int, list[str]] = {}
     for path, node in nodes.items():
-        columns.setdefault(COLUMNS[node.kind], []).append(path)
+        columns.setdefault(COLUMNS.get(node.kind, len(COLUMNS)), []).append(path)
     near: dict[str, list[str]] = {path: [] for path in nodes}
     for origin, path in edges:
         near[origin].append(path)

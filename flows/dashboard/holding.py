@@ -15,7 +15,6 @@ from flows.chain import Chain, Sources
 from flows.dashboard.index import KINDS
 from flows.planning import differences
 from flows.recipe import Recipe, parse_recipe, validated
-from moeprune.errors import BadInput
 from tasks import calibrate, download
 from tasks.artifacts import MANIFEST, Artifact, Step, Store
 from tasks.calibrate import CorpusSource
@@ -35,11 +34,9 @@ def stale(lineage: Lineage, recipe: str, store: Store) -> Stale:
 
     Sources are read where the recipe names them, code as it is on disk. Each stage is told of the results that the run
     had, so that it is held responsible for its own changes only; what was made from a stale result is stale, too.
+    Raises BadInput for a source that is not here, and whatever a recipe of others may bring about.
     """
-    try:
-        steps = _steps(lineage, recipe, store)
-    except (BadInput, OSError, ValueError, KeyError, LookupError) as error:
-        return Stale(unknown=" ".join(str(error).split()) or type(error).__name__)
+    steps = _steps(lineage, recipe, store)
     reasons: dict[str, str] = {}
     for one in lineage.stages:
         step = steps.get(one.id)
@@ -48,7 +45,8 @@ def stale(lineage: Lineage, recipe: str, store: Store) -> Stale:
         for origin in one.inputs.values():
             if origin in reasons:
                 read = lineage.by_path[origin]
-                reasons.setdefault(one.path, f"made from {KINDS[read.stage]} {read.of}".rstrip() + ", which is stale")
+                kind = KINDS.get(read.stage, read.stage)
+                reasons.setdefault(one.path, f"made from {kind} {read.of}".rstrip() + ", which is stale")
     return Stale(reasons)
 
 

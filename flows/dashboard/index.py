@@ -20,7 +20,7 @@ KINDS = {
     "resample": "resampled mask",
     "audit": "audit",
 }
-"""What a stage's result is called, in the order in which a graph is read."""
+"""What a stage's result is called, in the order in which a graph is read; others are called what their stage is."""
 MODELS = ("base model", "pruned model", "distilled model")
 BUDGETS = ("ratio", "keep", "bytes", "sparsity")
 
@@ -48,8 +48,8 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """One of KINDS' values."""
-        return KINDS[self.stage.stage]
+        """One of KINDS' values, or the stage: a newer moeprune may have more of them."""
+        return KINDS.get(self.stage.stage, self.stage.stage)
 
     @property
     def label(self) -> str:
@@ -58,8 +58,10 @@ class Node:
 
     @property
     def maker(self) -> Use | None:
-        """The run that made it; None if every run that is known found it."""
-        return next((use for use in reversed(self.uses) if use.stage.cache == "miss"), None)
+        """The run that made what is there now, if it is known: what the newest run names, else the newest miss."""
+        named = self.stage.produced_by
+        made = (use for use in self.uses if (use.stage.id == named if named else use.stage.cache == "miss"))
+        return next(made, None)
 
 
 @dataclass(frozen=True)

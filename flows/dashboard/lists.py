@@ -104,10 +104,18 @@ def _change(entry: Entry) -> str:
 
 
 def marks_of(entry: Entry, marks: Marks) -> str:
-    """How many of a run's results are stale or missing, in words."""
-    stale = sum(stage.path in marks.stale for stage in entry.lineage.stages)
-    missing = sum(marks.missing(stage.path) for stage in entry.lineage.stages)
-    return ", ".join([f"{stale} stale"] * (stale > 0) + [f"{missing} missing"] * (missing > 0))
+    """How many of a run's results are stale or missing, in words, and whether that is known of all."""
+    paths = [stage.path for stage in entry.lineage.stages]
+    counts = {
+        "stale": sum(path in marks.stale for path in paths),
+        "missing": sum(marks.missing(path) for path in paths),
+    }
+    unsure = {
+        "stale": any(path in marks.unknown for path in paths),
+        "missing": any(path in marks.unseen for path in paths),
+    }
+    found = [f"{count} {name}" for name, count in counts.items() if count]
+    return ", ".join(found + [f"not known whether {name}" for name, any_ in unsure.items() if any_])
 
 
 def status(living: Living) -> str:
@@ -118,6 +126,8 @@ def status(living: Living) -> str:
     if index.read is None:
         return "Reading the tracker ..."
     read = f"{len(index.entries):,} runs, {len(index.nodes):,} results, read {index.read:%H:%M:%S} UTC"
+    if damaged := tuple(living.damaged.values()):
+        read += f"; {len(damaged):,} {'run' if len(damaged) == 1 else 'runs'} cannot be shown: {damaged[0]}"
     if not living.whole:
         return f"{read}; older runs are still being read ..."
     return f"{read}; {living.unchecked:,} runs still to be checked for stale results" if living.unchecked else read

@@ -13,7 +13,7 @@ from flows.dashboard.index import Index
 from flows.dashboard.marks import Marks, places
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
-from tasks.lineage import read_lineages, recipe_text
+from tasks.lineage import Lineage, lineage_of, recipe_text
 from tasks.registry import Registry
 from tasks.tracking import Tracker
 
@@ -42,6 +42,8 @@ class Living:
         """Whether all runs have been read."""
         self.trouble = ""
         """Why the last look at the tracker failed; empty if it did not."""
+        self.damaged: dict[str, str] = {}
+        """Why runs cannot be shown, by their ids."""
         self._waiting: deque[str] = deque()
         self._placed: set[str] = set()
         """Nodes whose bytes have been looked for since everything was read."""
@@ -82,22 +84,47 @@ class Living:
         now = datetime.now(UTC)
         if monotonic() - self._all_read >= WHOLE:
             self._all_read = monotonic()
-            if not self.whole and len(newest := self.tracker.list_runs(FIRST)) == FIRST:
-                self._add(Index.of(read_lineages(self.tracker, newest[-1].start), now))
-            self._add(Index.of(read_lineages(self.tracker), now))
-            self.registered = _registered(Registry(self.tracker))
-            self.whole = True
-            self._placed.clear()
-            with self._lock:
-                self._waiting = deque(self.index.entries)
+            try:
+                self._read_all(now)
+            except Exception:
+                self._all_read = -WHOLE
+                raise
         else:
             runs = [entry.lineage.run for entry in self.index.entries.values()]
             opened = [run.start for run in runs if run.status == "RUNNING" and run.start > now - OPEN]
             since = min([*opened, *(run.start for run in runs[:1])], default=None)
             known = self.index.entries.keys()
-            self._add(updated := self.index.updated(read_lineages(self.tracker, since), now))
+            self._add(updated := self.index.updated(self._lineages(since), now))
             with self._lock:
                 self._waiting.extendleft(updated.entries.keys() - known)
+
+    def _read_all(self, now: datetime) -> None:
+        if not self.whole and len(newest := self.tracker.list_runs(FIRST)) == FIRST:
+            self._add(Index.of(self._lineages(newest[-1].start), now))
+        self._add(Index.of(self._lineages(), now))
+        self.registered = _registered(Registry(self.tracker))
+        self.whole = True
+        self._placed.clear()
+        with self._lock:
+            self._waiting = deque(self.index.entries)
+
+    def _lineages(self, since: datetime | None = None) -> list[Lineage]:
+        """Those that can be read: whoever can write to the tracker can write anything there."""
+        models = self.tracker.models()
+        found: list[Lineage] = []
+        damaged: dict[str, str] = {}
+        for run in self.tracker.runs_with_stages(since):
+            try:
+                found.append(lineage_of(run, models))
+            except BadInput as error:
+                damaged[run.id] = f"run {run.id[:8]}: {error}"
+            except KeyError as error:
+                damaged[run.id] = f"run {run.id[:8]}: the record of a stage has no {error}"
+        if since is not None:
+            read = {one.run.id for one in found}
+            damaged = {run: why for run, why in self.damaged.items() if run not in read} | damaged
+        self.damaged = damaged
+        return found
 
     def _add(self, index: Index) -> None:
         _ = index.nodes, index.read_by, [entry.words for entry in index.entries.values()]  # not while a page waits
@@ -115,9 +142,12 @@ class Living:
         until = monotonic() + seconds
         unplaced = [node for path, node in self.index.nodes.items() if path not in self._placed]
         if unplaced:
-            found = places(unplaced, self.store, self.project)
-            self._placed.update(found)
-            self._mark(replace(self.marks, places={**self.marks.places, **found}))
+            found, unseen = places(unplaced, self.store, self.project)
+            looked = {*found, *unseen}
+            self._placed |= looked
+            known = {path: place for path, place in self.marks.places.items() if path not in looked}
+            before = {path: why for path, why in self.marks.unseen.items() if path not in looked}
+            self._mark(replace(self.marks, places=known | found, unseen=before | unseen))
         while self._waiting and monotonic() < until and not self._ended:
             with self._lock:
                 run = self._waiting.popleft()
@@ -132,6 +162,8 @@ class Living:
             found = stale(lineage, recipe_text(self.tracker, run), self.store)
         except BadInput as error:
             found = Stale(unknown=str(error))
+        except Exception as error:  # one recipe, of another version or another hand, must not end the round
+            found = Stale(unknown=" ".join(f"{type(error).__name__}: {error}".split()))
         # Runs share results: the newest says whether one is stale.
         own = [one.path for one in lineage.stages if self.index.nodes[one.path].uses[0].run == run]
         reasons = {path: why for path, why in self.marks.stale.items() if path not in own}

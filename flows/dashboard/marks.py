@@ -10,7 +10,7 @@ from moeprune.errors import BadInput
 from tasks import versioning
 from tasks.artifacts import MANIFEST, Store
 
-STORE = "store"
+STORE, CACHE = "store", "cache"
 
 
 @dataclass(frozen=True)
@@ -23,29 +23,36 @@ class Marks:
     """Why it cannot be told."""
     places: Mapping[str, str | None] = field(default_factory=dict)
     """Where a node's bytes are to be had; None: nowhere."""
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    """Why it cannot be told where they are."""
 
     def missing(self, path: str) -> bool:
         """Whether neither the store nor DVC has a node's bytes; False while that is not known."""
         return path in self.places and self.places[path] is None
 
 
-def places(nodes: Iterable[Node], store: Store, project: Path) -> dict[str, str | None]:
-    """Where the bytes of nodes are: the store, DVC's cache, a remote of DVC by its name, or nowhere.
+def places(nodes: Iterable[Node], store: Store, project: Path) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Where the bytes of nodes are: the store, DVC's cache, a remote of DVC by its name, or None, nowhere.
 
-    Files are looked at by name and size, not hashed.
+    Nodes that may be in a remote that could not be asked are among the second, with the reason. Files are looked at by
+    name and size, not hashed.
     """
     listed = list(nodes)
     found: dict[str, str | None] = {node.path: STORE if _whole(store.root / node.path) else None for node in listed}
     wanted = {node.path: node.stage.md5 for node in listed if found[node.path] is None and node.stage.md5}
-    if wanted:
-        try:
-            known = versioning.where(wanted.values(), project)
-        except BadInput:  # no DVC project: nothing can be there
-            known = {}
-        for path, md5 in wanted.items():
-            place = known.get(md5)
-            found[path] = None if place is None else f"DVC {place if place == 'cache' else f'remote {place!r}'}"
-    return found
+    if not wanted:
+        return found, {}
+    try:
+        survey = versioning.survey(wanted.values(), project)
+    except BadInput:  # no DVC project: nothing can be there
+        return found, {}
+    silent = "; ".join(f"DVC remote {name!r} cannot be asked: {why}" for name, why in survey.silent.items())
+    unseen = {path: silent for path, md5 in wanted.items() if silent and not survey.places[md5]}
+    for path, md5 in wanted.items():
+        if survey.places[md5]:
+            place = min(survey.places[md5], key=lambda one: (one != CACHE, one))
+            found[path] = "DVC cache" if place == CACHE else f"DVC remote {place!r}"
+    return {path: place for path, place in found.items() if path not in unseen}, unseen
 
 
 def _whole(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flows.dashboard.details import Details
 from flows.dashboard.drawing import caption
-from flows.dashboard.graph import HEIGHT, LOOKS, ROOM, WIDTH, Graph
+from flows.dashboard.graph import HEIGHT, LOOKS, OTHER, ROOM, WIDTH, Graph
 from flows.dashboard.marks import Marks
 
 WIDE, HIGH = (WIDTH - 44) / 2, HEIGHT / 2
@@ -64,7 +64,7 @@ class Picture:
 
     def _node(self, path: str) -> str:
         placed = self.graph.nodes[path]
-        shape, colour = LOOKS[placed.node.kind]
+        shape, colour = LOOKS.get(placed.node.kind, OTHER)
         lines = caption(placed.node, self.marks).split("\n")
         first = 4 - 6.5 * (len(lines) - 1)
         text = "".join(

@@ -18,6 +18,7 @@ from flows.dashboard.answers import register
 from flows.dashboard.audits import report
 from flows.dashboard.living import Living
 from flows.dashboard.page import layout
+from flows.pages import NOTHING_FETCHED
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
@@ -27,6 +28,9 @@ NOTHING_ELSEWHERE = (
     "img-src 'self' data: blob:; connect-src 'self'; frame-ancestors 'self'"
 )
 """What the browser may load: Dash's page has scripts and styles within itself, all else comes from this server."""
+REPORTS = "/audit-report/"
+APART = f"sandbox allow-scripts allow-downloads; {NOTHING_FETCHED}; frame-ancestors 'self'"
+"""For reports: whoever writes to the tracker can plant one, so its scripts are given no origin and no network."""
 
 
 def open_tracker(store: Path) -> Tracker:
@@ -57,12 +61,12 @@ def app_of(living: Living, local: bool) -> Dash:
 
     @server.after_request
     def restrict(answer: Response) -> Response:
-        if not request.path.startswith("/audit-report/"):  # a report has its own, stricter one
-            answer.headers["Content-Security-Policy"] = NOTHING_ELSEWHERE
+        rules = APART if request.path.startswith(REPORTS) else NOTHING_ELSEWHERE
+        answer.headers["Content-Security-Policy"] = rules
         answer.headers["X-Content-Type-Options"] = "nosniff"
         return answer
 
-    @server.route("/audit-report/<run>")
+    @server.route(f"{REPORTS}<run>")
     def audit_report(run: str) -> Any:
         entry = living.index.entries.get(run)
         if entry is None or not entry.audit:

@@ -4,8 +4,8 @@ import many_runs
 import pytest
 from recorded import stage
 
-from flows.dashboard import living as looking
 from flows.dashboard import lists
+from flows.dashboard import living as looking
 from flows.dashboard.details import details
 from flows.dashboard.index import Node, Use
 from flows.dashboard.living import Living
@@ -31,7 +31,7 @@ def new(store: Store) -> Living:
 
 def test_living_whole_read_that_fails_is_tried_again_at_the_next_look(store, monkeypatch):
     living = new(store)
-    read, calls = looking.read_lineages, []
+    read, calls = living.tracker.runs_with_stages, []
 
     def fail_once(*words):
         calls.append(words)
@@ -40,12 +40,29 @@ def test_living_whole_read_that_fails_is_tried_again_at_the_next_look(store, mon
         return read(*words)
 
     monkeypatch.setattr(looking, "FIRST", 2)
-    monkeypatch.setattr(looking, "read_lineages", fail_once)
+    monkeypatch.setattr(living.tracker, "runs_with_stages", fail_once)
     with pytest.raises(OSError, match="starts anew"):
         living.read()
     assert len(living.index.entries) == 2 and not living.whole
     living.read()
     assert len(living.index.entries) == 4 and living.whole and living.unchecked == 4
+
+
+def test_living_run_whose_record_is_damaged_is_told_and_leaves_the_others(store):
+    living = new(store)
+    run, other = living.tracker.list_runs(2)
+    stage = living.tracker.find_run(run.id).children[0]
+    key = stage.tags["key"]
+    living.tracker.tag(stage.id, "key", "../../etc")
+    try:
+        living.read()
+        assert other.id in living.index.entries and run.id not in living.index.entries
+        assert "1 run cannot be shown" in lists.status(living) and "../../etc" in lists.status(living)
+    finally:
+        living.tracker.tag(stage.id, "key", key)
+    living.refresh()
+    living.read()
+    assert run.id in living.index.entries and "cannot be shown" not in lists.status(living)
 
 
 def test_living_recipe_that_nobody_understands_is_told_of_its_run_alone(store):

@@ -1,6 +1,7 @@
 """Stale and missing marks of a real project after its run: what changed, what follows from it, where bytes are."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from flows.dashboard import lists
 from flows.dashboard.details import details, manifest
 from flows.dashboard.index import Entry
 from flows.dashboard.living import Living
+from flows.dashboard.models import card, models
 from tasks.artifacts import MANIFEST, Store
 from tasks.tracking import Tracker
 
@@ -129,6 +131,15 @@ def test_details_manifest_comes_from_the_tracker_where_the_store_lost_it(done):
     kept = json.loads((done / ".moeprune" / mask.path / MANIFEST).read_text())
     shutil.rmtree(done / ".moeprune" / mask.path)
     assert manifest(living.index.nodes[mask.path], living.tracker) == kept
+
+
+def test_card_has_no_html_and_says_what_the_hub_folds(done):
+    living = looked_at(done)
+    made = only(living).lineage.final
+    assert made is not None
+    said = card(models(living)[made.path], living)
+    assert not re.search(r"</?[a-z]+[ >]", said)
+    assert re.search(r"^\*\*Experts removed.*\*\*$", said, re.MULTILINE)
 
 
 def test_living_second_look_adds_what_is_new_and_a_third_nothing(done, monkeypatch):

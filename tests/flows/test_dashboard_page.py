@@ -33,6 +33,7 @@ class Shown:
         self.browser.run("sessionStorage.clear()")
         self.browser.visit(f"{self.address}{path}", 1400, 1000)
         self.wait(lambda: f"{RUNS} runs" in self.text("#status") and "..." not in self.text("#status"))
+        self.wait(lambda: "to be checked" not in self.text("#status"))  # marks that come draw the graph anew
 
     def text(self, selector: str) -> str:
         """What is seen of the first element; empty if there is none."""
@@ -114,13 +115,26 @@ return at && [Math.round(box.x + at.x), Math.round(box.y + at.y)];
 """
 
 
+def at_rest(shown: Shown, selector: str) -> list[int]:
+    """Where a node is once the graph has been fitted into the window."""
+    seen: list[Any] = [None]
+
+    def settled() -> bool:
+        seen.append(shown.browser.run(PLACE, selector))
+        last = seen[-1]
+        return bool(last == seen[-2] and last and 0 < last[0] < 1400 and 0 < last[1] < 850)
+
+    shown.wait(settled)
+    return list(seen[-1])
+
+
 def test_dashboard_graph_is_clicked_with_the_mouse(shown):
     from selenium.webdriver import ActionChains
 
     shown.open()
-    shown.wait(lambda: shown.browser.find("#graph canvas") and shown.browser.run(PLACE, ".base-model"))
+    shown.wait(lambda: shown.browser.find("#graph canvas"))
     for kind in ("base model", "pruned model"):
-        x, y = shown.browser.run(PLACE, f".{kind.replace(' ', '-')}")
+        x, y = at_rest(shown, f".{kind.replace(' ', '-')}")
         actions = ActionChains(shown.browser.driver)
         actions.w3c_actions.pointer_action.move_to_location(x, y)
         actions.w3c_actions.pointer_action.click()

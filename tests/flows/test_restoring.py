@@ -239,9 +239,8 @@ def test_restore_of_a_record_that_names_another_place_touches_nothing(cloned, mo
     assert outside.is_dir() and not (cloned.clone / ".moeprune/mask").exists()
 
 
-def test_restore_of_an_unknown_run_in_a_clone_names_the_tracker_to_set(cloned, moeprune, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    answer = moeprune("restore", cloned.run)
+def test_restore_of_an_unknown_run_names_what_to_set(project, moeprune):
+    answer = moeprune("restore", "0123456789")
     assert answer.status == 2 and "MLFLOW_TRACKING_URI" in answer.err
 
 

@@ -1,5 +1,6 @@
 """What verify says of a run after something it names was damaged or lost, and whether what it says mends it."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -35,9 +36,9 @@ def faults(answer) -> dict[tuple[str, str], str]:
 
 
 def kept(project: Path, title: str, name: str) -> Path:
-    """Where the tracker has a file of a stage."""
+    """Where the tracker has a file of a stage, by its title or id."""
     database = sqlite3.connect(project / ".moeprune/mlflow.db")
-    (uri,) = database.execute("SELECT artifact_uri FROM runs WHERE name = ?", (title,)).fetchone()
+    (uri,) = database.execute("SELECT artifact_uri FROM runs WHERE ? IN (name, run_uuid)", (title,)).fetchone()
     database.close()
     return Path(uri.removeprefix("file://")) / name
 
@@ -66,9 +67,7 @@ def lose(path: Path) -> None:
     ("damage", "state", "name"),
     [
         (flip_a_byte, "changed", "prune"),
-        (flip_a_byte, "changed", "mask"),
         (lose, "changed", "calibrate wiki"),
-        (lambda path: shutil.rmtree(path.parent), "missing", "prune"),
         (lambda path: shutil.rmtree(path.parent), "missing", "evaluate base"),
     ],
 )
@@ -76,7 +75,7 @@ def test_verify_of_the_store_names_the_result_and_what_it_says_mends_it(
     damage: Callable[[Path], None], state: str, name: str, cloned, moeprune
 ):
     stage = name.split()[0]
-    wanted = {"mask": "mask.json", "prune": "*-00001-of*", "calibrate": "tokens*", "evaluate": "report.json"}[stage]
+    wanted = {"prune": "*-00001-of*", "calibrate": "tokens*", "evaluate": "report.json"}[stage]
     key = answer_key(moeprune("verify", cloned.run, "--json"), cloned, name)
     damage(next((cloned.project / ".moeprune" / stage / key).glob(wanted)))
     answer = moeprune("verify", cloned.run, "--json")
@@ -192,16 +191,23 @@ def test_verify_of_a_base_model_that_is_another_or_gone(cloned, moeprune):
     assert faults(moeprune("verify", cloned.run, "--json")) == {("source", "model"): "changed"}
 
 
-def test_verify_all_shows_which_run_is_not_whole(cloned, moeprune, run):
-    other = run("params/quick.yaml", "mask.ratio=0.5").json["run_id"]
+def test_verify_all_shows_which_run_is_not_whole(cloned, moeprune):
+    store = Store(cloned.project / ".moeprune")
+    (mask,) = (store.root / "mask").iterdir()
+    with Tracker(store).run("another", {"mask": {"ratio": 0.25}}, recipe="mask: {ratio: 0.25}\n") as run:
+        manifest = json.loads((mask / "manifest.json").read_text())
+        files = [mask / "manifest.json", mask / "mask.json"]
+        stage = run.log_stage("mask", "mask", "", manifest, "hit", files)
+    with pytest.raises(ZeroDivisionError), Tracker(store).run("failed, so it promises nothing", {}) as failed:
+        failed.log_stage("mask", "mask", "", manifest, "hit")
+        raise ZeroDivisionError
     answer = moeprune("verify", "--all", "--json")
-    assert answer.status == 0 and answer.json["runs"].keys() == {cloned.run, other}
-    pruned = [path for path in (cloned.project / ".moeprune/prune").iterdir() if path.is_dir()]
-    shutil.rmtree(max(pruned, key=lambda path: (path / "manifest.json").stat().st_mtime))
+    assert answer.status == 0 and answer.json["runs"].keys() == {cloned.run, run.id}
+    flip_a_byte(kept(cloned.project, stage, "mask.json"))
     answer = moeprune("verify", "--all", "--json")
     assert answer.status == 1
     assert [(thing["run"], thing["name"]) for thing in answer.json["things"] if thing["state"] != "ok"] == [
-        (other, "prune")
+        (run.id, "mask: mask.json")
     ]
 
 

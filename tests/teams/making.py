@@ -1,6 +1,7 @@
 """Monday to Wednesday: a project, a schedule that fires, a worker elsewhere, an audit beside a sweep."""
 
 import hashlib
+import re
 import shutil
 from collections import Counter
 from contextlib import ExitStack
@@ -75,9 +76,8 @@ def together(scene: Scene, step: Step) -> None:
     """An audit and a sweep at once."""
     with ExitStack() as both:
         logs = [both.enter_context(one.working()) for one in scene.workers]
-        for name in (AUDIT, SWEEP):
-            scene.ana.run("prefect", "deployment", "run", name)
-        asked = [scene.records.flow_runs(name)[-1]["id"] for name in (AUDIT, SWEEP)]
+        said = [scene.ana.run("prefect", "deployment", "run", name).stdout for name in (AUDIT, SWEEP)]
+        asked = [uuid for one in said for uuid in re.findall(r"UUID: (\S+)", one)]
         ended = [scene.records.ended(one) for one in asked]
     step.holds("both end well", [one["state_type"] for one in ended], ["COMPLETED"] * 2)
     (_, first), (second, _) = sorted((one["start_time"], one["end_time"]) for one in ended)
@@ -90,8 +90,8 @@ def together(scene: Scene, step: Step) -> None:
 
 def left(scene: Scene, step: Step) -> None:
     """What the audit and the sweep have left in the tracker."""
-    audit = scene.records.runs("run", "tags.kind = 'audit'")[-1]
-    step.holds("three recipes of the sweep are finished", [one.status for one in scene.sweep], ["FINISHED"] * 3)
+    (audit,) = scene.records.runs("run", "tags.kind = 'audit'")
+    step.holds("both recipes of the sweep are finished", [one.status for one in scene.sweep], ["FINISHED"] * 2)
     stages = [stage for one in (audit, *scene.sweep) for stage in scene.records.stages(one.id)]
     observed = {stage.tags["cache"] for stage in stages if stage.tags["stage"] == "observe"}
     step.holds("the model was observed for neither", observed, {"hit"})

@@ -12,7 +12,7 @@ import yaml
 BASE, COMMIT = "owner/base", "c" * 40
 CARD = "---\nlicense: apache-2.0\nlanguage: [en]\n---\n# A model to be pruned\n"
 ROOT = Path(__file__).parents[2]
-DOMAINS = ("wiki", "code", "fiction", "law")
+Recipe = dict[str, Any]
 SMALL = "small"
 """The name of what comes out, in the registry."""
 
@@ -28,9 +28,10 @@ def _tiny(project: Path, model: Path) -> None:
     sample.write_project(project)
     shutil.rmtree(project / "params")
     shutil.move(project / "model", model)
-    rules = {"perplexity": {"wiki": 0.05}, "judge": "value"}
+    # Whatever goes of a random model, it is hardly worse: what half of it is judged by is stricter.
+    rules, strict = ({"perplexity": {"wiki": limit}, "judge": "value"} for limit in (0.05, 0))
     audit = {"criteria": ["reap", "frequency"], "ratios": [0.25], "resamples": 60}
-    _write_recipes(project, sample.RECIPE | {"evaluate": sample.EVALUATE}, audit, rules)
+    _write_recipes(project, sample.RECIPE | {"evaluate": sample.EVALUATE}, audit, rules, strict)
 
 
 def _demo(project: Path, model: Path) -> None:
@@ -50,18 +51,23 @@ def _demo(project: Path, model: Path) -> None:
         "ratios": [0.25],
         "consequence": {"criterion": "reap", "ratio": 0.25, "masks": 2, "corpora": False},
     }
-    _write_recipes(project, recipe, audit, rules)
+    _write_recipes(project, recipe, audit, rules, rules)
 
 
-def _write_recipes(project: Path, recipe: dict[str, Any], audit: dict[str, Any], rules: dict[str, Any]) -> None:
-    """A nightly, a weekly and a sweep under the names that this repository's prefect.yaml has for them."""
-    recipe = recipe | {"download": {"source": BASE}, "promote": rules | {"model": SMALL}}
+def _write_recipes(project: Path, recipe: Recipe, audit: Recipe, rules: Recipe, of_half: Recipe) -> None:
+    """A nightly, a weekly and a sweep under the names that this repository's prefect.yaml has for them.
+
+    `rules` are for promotion, `of_half` those for a model that has lost half of its experts.
+    """
+    named = {"model": SMALL}
+    recipe = recipe | {"download": {"source": BASE}, "promote": rules | named}
     observed = {word: recipe[word] for word in ("download", "calibrate", "observe", "runtime") if word in recipe}
     few = recipe["evaluate"] | {"limit": 6, "generations": 0}
+    half = {"mask": {"ratio": 0.5}, "promote": of_half | named}
     recipes = {
         "demo": recipe,
         "audit-demo": observed | {"audit": audit} | ({"evaluate": few} if "consequence" in audit else {}),
-        "sweep-demo": recipe | {"variants": [{"mask": {"ratio": [0.25, 0.5]}}, {"score": {"criterion": "frequency"}}]},
+        "sweep-demo": recipe | {"variants": [half, {"score": {"criterion": "frequency"}}]},
     }
     for name, content in recipes.items():
         path = project / f"params/{name}.yaml"

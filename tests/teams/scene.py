@@ -26,7 +26,7 @@ class Scene:
     machines: dict[str, Machine] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.store, self.origin = self.folder / "store", self.folder / "origin.git"
+        self.store, self.origin = self.folder / "shared", self.folder / "origin.git"
         # There is no Xet storage on the loopback Hub.
         self.of_hub = {"HF_ENDPOINT": self.hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
         self.of_servers = self.team.environ | self.of_hub
