@@ -122,10 +122,13 @@ class _Checks:
             if found.team in places or (found.team is None and places):
                 yield _thing(run, "DVC", stage.title, "ok", "")
             elif places and found.team not in found.silent:
-                mend = f"dvc push, as it is not in the remote '{found.team}' but in {', '.join(sorted(places))}"
+                has = ", ".join(sorted(places))
+                mend = f"{again}: the remote '{found.team}' has lost it, {has} has it, and a run pushes"
                 yield _thing(run, "DVC", stage.title, "missing", mend)
             elif not found.silent:
-                yield _thing(run, "DVC", stage.title, "missing", f"dvc push where it is, or {again}")
+                yield _thing(
+                    run, "DVC", stage.title, "missing", f"{again}, where DVC's cache still has it: a run pushes"
+                )
 
     def _in_store(self, stage: Stage) -> State:
         known = (stage.path, stage.digest)

@@ -23,6 +23,7 @@ from dvc.repo import Repo, lock_repo
 from dvc_data.hashfile.checkout import checkout
 from dvc_data.hashfile.hash import hash_file
 from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.transfer import transfer
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 from filelock import FileLock
@@ -176,11 +177,20 @@ def push(project: Path) -> bool:
         _fill_cache(repo)
         try:
             repo.push(targets=[str(Path(repo.root_dir, RECORD))])
+            _push_lost(repo, remote)
         except Exception as error:  # a remote fails in as many ways as there are clouds
             url = without_password(repo.config["remote"][remote]["url"])
             reason = without_password(str(error))
             raise BadInput(f"DVC remote '{remote}' ({url}): {reason}: check it with `dvc push`") from error
         return True
+
+
+def _push_lost(repo: Repo, remote: str) -> None:
+    """Send what the remote lacks of the listed files: where it has their list, DVC takes it to have them all."""
+    objects, md5s = repo.cloud.get_remote_odb(remote), sorted(set(_recorded(repo).values()))
+    lost = set(md5s) - set(objects.list_oids_exists(md5s))
+    if lost:
+        transfer(repo.cache.local, objects, {HashInfo("md5", md5) for md5 in lost})
 
 
 def reach(project: Path) -> str | None:

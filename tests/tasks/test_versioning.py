@@ -387,3 +387,14 @@ def test_survey_waits_for_nobody_and_leaves_a_damaged_object_where_it_is(project
         finally:
             other.kill()
     assert held.read_text() == "damage"
+
+
+def test_push_sends_again_what_the_remote_has_lost(project: Path, store: Path, tmp_path: Path) -> None:
+    wiki = versioning.register(store / "tokens", CORPUS, project).md5
+    versioning.register(store / "mask", MASK, project)
+    dvc(project, "remote", "add", "--default", "team", str(tmp_path / "team"))
+    assert versioning.push(project)
+    held = tmp_path / "team/files/md5" / wiki[:2] / wiki[2:]
+    held.unlink()
+    assert versioning.push(project)
+    assert held.read_text() == "corpus"
