@@ -18,6 +18,7 @@ from moeprune.errors import BadInput
 from tasks import versioning
 from tasks.artifacts import Artifact, Store
 from tasks.lineage import Lineage, Stage, read_lineage, read_manifest, recipe_text
+from tasks.reachable import impatient
 from tasks.tracking import Tracker
 
 ON_DEMAND = ("download", "observe", "distill")
@@ -56,6 +57,7 @@ class Restoration:
         return [f"{result.title}: {result.error}" for result in self.results if result.error]
 
 
+@impatient(retries=1, seconds=60)  # for a file that a server has lost MLflow would ask it for minutes
 def restore(name: str, root: Path, project: Path, base: str | None = None, everything: bool = False) -> Restoration:
     """Bring back a run's corpora, masks, small results and pruned checkpoint; the recipe is written beside them.
 

@@ -19,6 +19,7 @@ from moeprune.errors import BadInput
 from tasks import versioning
 from tasks.artifacts import MANIFEST, Artifact, Store
 from tasks.lineage import RECIPE, Lineage, Stage, read_lineage, read_lineages, read_manifest, recipe_text
+from tasks.reachable import impatient
 from tasks.tracked import flatten
 from tasks.tracking import Tracker
 
@@ -56,6 +57,7 @@ class Verification:
         return Counter(thing.state for thing in self.things if thing.run == run)
 
 
+@impatient(retries=1, seconds=60)  # for a file that a server has lost MLflow would ask it for minutes
 def verify(name: str | None, root: Path, project: Path, base: str | None = None, rehash: bool = False) -> Verification:
     """Check one run, by its id or as MODEL@ALIAS of the registry; without a `name` all that came to their end.
 
@@ -197,7 +199,9 @@ class _Checks:
         with TemporaryDirectory() as folder:
             for name in set(states) & set(manifest["files"]) & set(kept):
                 fetched = self.tracker.fetch(stage.id, name, Path(folder))
-                if fetched is not None and sha256(fetched) == manifest["files"][name]["sha256"]:
+                if fetched is None:
+                    states[name] = "missing"
+                elif sha256(fetched) == manifest["files"][name]["sha256"]:
                     states[name] = "ok"
         return states
 

@@ -28,12 +28,9 @@ def promote(scene: Scene, step: Step) -> None:
     step.holds("a model without half of its experts is refused in one line", len(said.splitlines()), 1)
     step.holds("which has the numbers", found_in(said, r"perplexity/wiki rises by \d+\.\d+%.*; at most"))
     step.holds("nothing is production then", scene.records.alias(SMALL, "production"), None)
-    ana.moeprune("promote", scene.nightly.id[:8], "--to", "candidate")
-    ana.moeprune("promote", f"{SMALL}@candidate", "--to", "production")
+    ana.run("moeprune", "promote", scene.nightly.id[:8], "--to", "production")
     version = scene.records.alias(SMALL, "production")
-    step.holds(
-        "one without a quarter becomes candidate, then production", version and version["run_id"], scene.nightly.id
-    )
+    step.holds("one without a quarter becomes production", version and version["run_id"], scene.nightly.id)
 
 
 def export(scene: Scene, step: Step) -> None:
@@ -92,8 +89,10 @@ def verify(scene: Scene, step: Step) -> None:
     faults = [thing for thing in found["things"] if thing["state"] != "ok"]
     named = [(thing["where"], thing["name"], thing["state"]) for thing in faults]
     step.holds("the mask is missing in DVC, and nothing else is", named, [("DVC", "mask", "missing")])
-    step.holds("it says how to mend that", faults[0]["mend"].startswith("dvc push where it is"))
-    scene.workers[0].run("dvc", "push", "--quiet")
+    mends = re.findall(r"moeprune [a-z]+ [^\s,:]+", faults[0]["mend"])
+    step.holds("it says how to mend that", [mend.split()[1] for mend in mends], ["restore", "run"])
+    for mend in mends:
+        scene.workers[0].run(*mend.split())
     step.holds("which mends it", scene.ana.moeprune("verify", run)["status"], "done")
 
 
@@ -120,6 +119,5 @@ def collect(scene: Scene, step: Step) -> None:
     step.holds("production and a kept run stay as they are", {path: contents(path) for path in stays}, stays)
     reasons = " ".join(done["stays"])
     step.holds("and why is said", f"{SMALL}@" in reasons and f"kept run {kept.id[:8]}" in reasons)
-    step.holds("production is whole", ana.moeprune("verify", f"{SMALL}@production")["status"], "done")
     ana.moeprune("restore", gone.id[:8])
     step.holds("what went is restored, bit for bit", contents(lost), before)
