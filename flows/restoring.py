@@ -57,7 +57,7 @@ class Restoration:
         return [f"{result.title}: {result.error}" for result in self.results if result.error]
 
 
-@impatient(retries=1, seconds=60)  # for a file that a server has lost MLflow would ask it for minutes
+@impatient(retries=1, seconds=15)  # for a file that a server has lost MLflow would ask it for minutes
 def restore(name: str, root: Path, project: Path, base: str | None = None, everything: bool = False) -> Restoration:
     """Bring back a run's corpora, masks, small results and pruned checkpoint; the recipe is written beside them.
 

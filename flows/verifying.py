@@ -57,7 +57,7 @@ class Verification:
         return Counter(thing.state for thing in self.things if thing.run == run)
 
 
-@impatient(retries=1, seconds=60)  # for a file that a server has lost MLflow would ask it for minutes
+@impatient(retries=1, seconds=15)  # for a file that a server has lost MLflow would ask it for minutes
 def verify(name: str | None, root: Path, project: Path, base: str | None = None, rehash: bool = False) -> Verification:
     """Check one run, by its id or as MODEL@ALIAS of the registry; without a `name` all that came to their end.
 

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,3 +69,9 @@ def machine(folder: Path, name: str, environ: Mapping[str, str], origin: Path | 
     else:
         subprocess.run(["git", "clone", "--quiet", origin, clone], env=own, check=True)
     return found
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """What calls return that are made at the same time."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [one.result() for one in [pool.submit(call) for call in calls]]

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import team_page
-from teams.colleagues import ROOT, Machine
+from teams.colleagues import ROOT, Machine, at_once
 from teams.diary import Step
 from teams.records import wait
 from teams.scene import AUDIT, PRUNE, SWEEP, Scene, contents
@@ -28,11 +28,11 @@ def set_up(scene: Scene, step: Step) -> None:
     ana.run("git", "init", "--quiet", "--bare", str(scene.origin))
     ana.run("git", "remote", "add", "origin", str(scene.origin))
     _share(ana, ".")
-    findings = {one["subject"]: one["health"] for one in ana.moeprune("doctor")["findings"]}
+    examined, deployed = at_once(lambda: ana.moeprune("doctor"), lambda: ana.run("moeprune", "deploy"))
+    findings = {one["subject"]: one["health"] for one in examined["findings"]}
     well = ("git", "DVC", "DVC remote", "Prefect", "MLflow", "artifacts")
     step.holds("doctor finds the project and all servers well", [findings[one] for one in well], ["ok"] * len(well))
-    said = ana.run("moeprune", "deploy").stdout
-    step.holds("three deployments are registered", said.count("registered"), 3)
+    step.holds("three deployments are registered", deployed.stdout.count("registered"), 3)
 
 
 def fire(scene: Scene, step: Step) -> None:

@@ -10,29 +10,34 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import servers
 from hub import serve
 from teams import keeping, making
+from teams.colleagues import at_once
 from teams.diary import Diary, Step
 from teams.material import BASE, COMMIT, prepare
 from teams.scene import TOKEN, Scene
 
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
-WEEK: list[tuple[str, str, Callable[[Scene, Step], None]]] = [
-    ("Mon", "Ana makes a project and deploys its flows", making.set_up),
-    ("Tue", "the nightly schedule fires, the first worker runs it", making.fire),
-    ("Tue", "the second worker, elsewhere, is asked for the same", making.again),
-    ("Wed", "an audit and a sweep at once, one on each worker", making.together),
-    ("Wed", "what they have left in the tracker", making.left),
-    ("Thu", "a promotion is refused, another passes", keeping.promote),
-    ("Thu", "the dashboard is exported as one page", keeping.export),
-    ("Thu", "production is pushed to the Hub, a stranger loads it", keeping.hand_over),
-    ("Fri", "production is restored in a fresh clone", keeping.restore),
-    ("Fri", "an object is deleted, verify finds it", keeping.verify),
-    ("Fri", "gc clears the store, but for what is kept", keeping.collect),
+WEEK: list[list[tuple[str, str, Callable[[Scene, Step], None]]]] = [
+    [("Mon", "Ana makes a project and deploys its flows", making.set_up)],
+    [("Tue", "the nightly schedule fires, the first worker runs it", making.fire)],
+    [("Tue", "the second worker, elsewhere, is asked for the same", making.again)],
+    [("Wed", "an audit and a sweep at once, one on each worker", making.together)],
+    [("Wed", "what they have left in the tracker", making.left)],
+    [("Thu", "a promotion is refused, another passes", keeping.promote)],
+    [
+        ("Thu", "the dashboard is exported as one page", keeping.export),
+        ("Thu", "production is pushed to the Hub, a stranger loads it", keeping.hand_over),
+        ("Thu", "production is restored in a fresh clone", keeping.restore),
+    ],
+    [("Fri", "an object is deleted, verify finds it", keeping.verify)],
+    [("Fri", "gc clears the store, but for what is kept", keeping.collect)],
 ]
+"""By day; what is in one list is done at the same time."""
 
 
 def main() -> None:
@@ -52,10 +57,14 @@ def play(model: str, folder: Path) -> Diary:
             for database in ("prefect", "mlflow"):
                 ((tables,),) = scene.team.postgres.query(database, TABLES)
                 step.holds(f"{database} has its tables in PostgreSQL", tables > 10)
-        for day, title, act in WEEK:
-            with diary.step(day, title) as step:
-                act(scene, step)
+        for steps in WEEK:
+            at_once(*(partial(_take, diary, scene, *step) for step in steps))
     return diary
+
+
+def _take(diary: Diary, scene: Scene, day: str, title: str, act: Callable[[Scene, Step], None]) -> None:
+    with diary.step(day, title) as step:
+        act(scene, step)
 
 
 @contextmanager
