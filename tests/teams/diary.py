@@ -22,25 +22,26 @@ class Step:
             raise AssertionError(f"{self.day}, {self.title}: {claim}: found {found!r}, not {wanted!r}")
         self.claims.append(claim)
 
-    def __str__(self) -> str:
-        return f"{self.day}  {self.seconds:6.1f} s  {len(self.claims):2} claims  {self.title}"
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """While it is; it is told when it ends."""
+        started = time.monotonic()
+        yield
+        self.seconds = time.monotonic() - started
+        print(f"{self.day}  {self.seconds:6.1f} s  {len(self.claims):2} claims  {self.title}", flush=True)
 
 
 @dataclass
 class Diary:
-    """The steps so far."""
+    """The steps, in the order in which they are told of."""
 
     steps: list[Step] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
-    @contextmanager
-    def step(self, day: str, title: str) -> Iterator[Step]:
-        """A step, told when it ends."""
-        step, started = Step(day, title), time.monotonic()
-        self.steps.append(step)
-        yield step
-        step.seconds = time.monotonic() - started
-        print(step, flush=True)
+    def add(self, day: str, title: str) -> Step:
+        """A step that is to be taken."""
+        self.steps.append(Step(day, title))
+        return self.steps[-1]
 
     def table(self) -> str:
         """All steps with all that held, as Markdown."""

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import team_page
@@ -13,7 +14,8 @@ from teams.diary import Step
 from teams.records import wait
 from teams.scene import AUDIT, PRUNE, SWEEP, Scene, contents
 
-EACH_MINUTE, AT_NIGHT = '"* * * * *"', '"0 2 * * *"'
+AT_NIGHT, SOON = '{cron: "0 2 * * *", timezone: UTC, active: true}', "{interval: 15, active: false}"
+"""As prefect.yaml has it, and for a night that is not waited for: a switch on Prefect's page lets it begin."""
 
 
 def set_up(scene: Scene, step: Step) -> None:
@@ -24,7 +26,7 @@ def set_up(scene: Scene, step: Step) -> None:
     for line in team_page.commands("DVC's remote").splitlines():
         ana.run(*line.replace("http://127.0.0.1:9000", scene.team.s3.endpoint).split())
     shutil.copy(ROOT / "prefect.yaml", ana.folder)
-    _reschedule(ana.folder, AT_NIGHT, EACH_MINUTE)
+    _reschedule(ana.folder, AT_NIGHT, SOON)
     ana.run("git", "init", "--quiet", "--bare", str(scene.origin))
     ana.run("git", "remote", "add", "origin", str(scene.origin))
     _share(ana, ".")
@@ -39,9 +41,10 @@ def fire(scene: Scene, step: Step) -> None:
     """The schedule fires, the first worker does what it says, and the schedule is set back to the night."""
     worker, _ = scene.workers
     with worker.working():
+        scene.records.switch(PRUNE, True)
         flow_run = wait(lambda: scene.records.flow_runs(PRUNE, "PENDING", "RUNNING", "COMPLETED"))[0]
-        scene.records.pause(PRUNE)  # before the next minute begins, however long Ana takes
-        _reschedule(scene.ana.folder, EACH_MINUTE, AT_NIGHT)
+        scene.records.switch(PRUNE, False)  # before the next one is due
+        _reschedule(scene.ana.folder, SOON, AT_NIGHT)
         scene.ana.run("moeprune", "deploy")
         flow_run = scene.records.ended(flow_run["id"])
     step.holds("the clock began the run", flow_run["auto_scheduled"])
@@ -76,8 +79,8 @@ def together(scene: Scene, step: Step) -> None:
     """An audit and a sweep at once."""
     with ExitStack() as both:
         logs = [both.enter_context(one.working()) for one in scene.workers]
-        said = [scene.ana.run("prefect", "deployment", "run", name).stdout for name in (AUDIT, SWEEP)]
-        asked = [uuid for one in said for uuid in re.findall(r"UUID: (\S+)", one)]
+        asking = (partial(scene.ana.run, "prefect", "deployment", "run", name) for name in (AUDIT, SWEEP))
+        asked = [uuid for one in at_once(*asking) for uuid in re.findall(r"UUID: (\S+)", one.stdout)]
         ended = [scene.records.ended(one) for one in asked]
     step.holds("both end well", [one["state_type"] for one in ended], ["COMPLETED"] * 2)
     (_, first), (second, _) = sorted((one["start_time"], one["end_time"]) for one in ended)
@@ -102,7 +105,9 @@ def left(scene: Scene, step: Step) -> None:
 
 def _reschedule(project: Path, old: str, new: str) -> None:
     file = project / "prefect.yaml"
-    file.write_text(file.read_text().replace(old, new))
+    text = file.read_text()
+    assert old in text, f"{file} has no {old}"
+    file.write_text(text.replace(old, new))
 
 
 def _share(where: Machine, *paths: str) -> None:

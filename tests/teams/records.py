@@ -40,12 +40,12 @@ class Records:
         found: Json = ask(f"{self.prefect}/deployments/name/{name}")
         return found
 
-    def pause(self, deployment: str) -> None:
-        """Pause its schedule, as the switch on Prefect's page does."""
+    def switch(self, deployment: str, active: bool) -> None:
+        """Switch its schedules on or off, as on Prefect's page."""
         found = self.deployment(deployment)
         for schedule in found["schedules"]:
             address = f"{self.prefect}/deployments/{found['id']}/schedules/{schedule['id']}"
-            ask(address, {"active": False}, "PATCH")
+            ask(address, {"active": active}, "PATCH")
 
     def flow_runs(self, deployment: str, *states: str) -> list[Json]:
         """The flow runs of a deployment in these states, in the order in which they were expected."""

@@ -52,18 +52,19 @@ def play(model: str, folder: Path) -> Diary:
     diary = Diary()
     prepare(model, folder / "prepared", folder / "base")
     with ExitStack() as until_friday:
-        with diary.step("Mon", "the servers start") as step:
+        starting = diary.add("Mon", "the servers start")
+        with starting.taken():
             scene = until_friday.enter_context(_scene(folder))
             for database in ("prefect", "mlflow"):
                 ((tables,),) = scene.team.postgres.query(database, TABLES)
-                step.holds(f"{database} has its tables in PostgreSQL", tables > 10)
+                starting.holds(f"{database} has its tables in PostgreSQL", tables > 10)
         for steps in WEEK:
-            at_once(*(partial(_take, diary, scene, *step) for step in steps))
+            at_once(*(partial(_take, diary.add(day, title), scene, act) for day, title, act in steps))
     return diary
 
 
-def _take(diary: Diary, scene: Scene, day: str, title: str, act: Callable[[Scene, Step], None]) -> None:
-    with diary.step(day, title) as step:
+def _take(step: Step, scene: Scene, act: Callable[[Scene, Step], None]) -> None:
+    with step.taken():
         act(scene, step)
 
 
