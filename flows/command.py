@@ -107,12 +107,15 @@ def plan(recipe: Recipe, /, *, changes: Changes = ()) -> None:
 
     Runs nothing.
     """
-    from flows import grid, show, show_audit, show_sweep
-    from flows.audit_recipe import read_audit
-    from flows.auditing import plan_audit
+    from flows import show
+    from flows.audit import show as show_audit
+    from flows.audit.flow import plan_audit
+    from flows.audit.recipe import read_audit
     from flows.planning import make_plan
     from flows.recipe import parse_recipe, read_yaml
     from flows.running import plan_sweep
+    from flows.sweep import grid
+    from flows.sweep import show as show_sweep
 
     content = read_yaml(recipe, changes)
     if "audit" in content:
@@ -146,9 +149,11 @@ def sweep(
     A recipe that fails does not stop the others; the exit status is then 1. Run again, a sweep goes on where it was
     left: what is done is not done again.
     """
-    from flows import show_sweep, sweep_report, sweep_table
     from flows.pages import check_path
     from flows.running import sweep_once
+    from flows.sweep import report as sweep_report
+    from flows.sweep import show as show_sweep
+    from flows.sweep import table as sweep_table
 
     if table is not None:
         sweep_table.check_table(table)
@@ -182,9 +187,9 @@ def audit(
 
     The model is run over each corpus once; resampling, other corpora, criteria and ratios need only what that left.
     """
-    from flows import show_audit
-    from flows.audit_recipe import read_audit
-    from flows.auditing import audit_once
+    from flows.audit import show as show_audit
+    from flows.audit.flow import audit_once
+    from flows.audit.recipe import read_audit
 
     result = audit_once(read_audit(recipe, changes), recipe.stem, report)
     show_audit.audit(result)

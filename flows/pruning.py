@@ -6,8 +6,8 @@ from pathlib import Path
 from prefect import flow
 
 from flows.chain import Sources, chain
+from flows.deployment.notify import notify
 from flows.engine import Engine, Execute, push, say
-from flows.notifying import notify
 from flows.outcome import Outcome
 from flows.preflight import preflight
 from flows.recipe import Recipe, recorded, to_yaml

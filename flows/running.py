@@ -4,13 +4,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from flows import grid
 from flows.outcome import Outcome, Sweep
 from flows.preflight import preflight
 from flows.pruning import prune_model
 from flows.recipe import Recipe
-from flows.sweep_planning import SweepPlan, plan_of
-from flows.sweeping import prune_models
+from flows.sweep import grid
+from flows.sweep.flow import prune_models
+from flows.sweep.planning import SweepPlan, plan_of
 from flows.walk import walk
 from moeprune.errors import BadInput
 from tasks.artifacts import Store

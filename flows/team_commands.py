@@ -20,8 +20,8 @@ Run = Annotated[str, Parameter(help="A run's id or its beginning, or MODEL@ALIAS
 
 def deploy() -> None:
     """Register the flows that prefect.yaml lists with the Prefect server: forms, schedules, limits. Twice is once."""
-    from flows import show_deployed
-    from flows.deploying import deploy as register
+    from flows.deployment import show as show_deployed
+    from flows.deployment.deploy import deploy as register
 
     show_deployed.deployed(register())
 
@@ -31,9 +31,9 @@ def serve(
     limit: Annotated[int, Parameter(validator=Number(gte=1), help="Run so many flows at once.")] = 1,
 ) -> None:
     """Deploy, then run what the schedules and forms ask for in this folder, until interrupted."""
-    from flows import show_deployed
-    from flows.deploying import deploy as register
-    from flows.working import work
+    from flows.deployment import show as show_deployed
+    from flows.deployment.deploy import deploy as register
+    from flows.deployment.work import work
 
     registered = register()
     show_deployed.deployed(registered)
@@ -53,8 +53,8 @@ def promote(
     The recipe's section promote says by how much the model may be worse than its base. A rule that does not hold
     refuses the promotion with the numbers, and the alias stays where it is.
     """
-    from flows import show_handover
-    from flows.promoting import promote as promote_run
+    from flows.handover import show as show_handover
+    from flows.handover.promote import promote as promote_run
 
     done = promote_run(run, to, store)
     show_handover.promotion(done)
@@ -79,8 +79,8 @@ def restore(
     Works in a fresh clone that reaches the DVC remote, the tracker and the base model. Whatever is brought is compared
     with the digests on record; if something differs, or is not to be had, the exit status is 1.
     """
-    from flows import show_restored
-    from flows.restoring import restore as restore_run
+    from flows.upkeep import show as show_restored
+    from flows.upkeep.restore import restore as restore_run
 
     done = restore_run(run, store, Path.cwd(), base, everything)
     show_restored.restoration(done)
@@ -103,8 +103,8 @@ def verify(
 
     Shows what is ok, missing or changed, and how to mend it; the exit status is 1 unless all is ok.
     """
-    from flows import show_restored
-    from flows.verifying import verify as verify_runs
+    from flows.upkeep import show as show_restored
+    from flows.upkeep.verify import verify as verify_runs
     from moeprune.errors import BadInput
 
     if every == (run is not None):
@@ -131,8 +131,8 @@ def gc(
     What a kept run (`moeprune runs keep RUN`), a registered model or a run under way needs stays. Progress of killed
     runs, from which they would go on, goes first for a budget, else after a week.
     """
-    from flows import show_restored
-    from flows.collecting import collect, read_budget
+    from flows.upkeep import show as show_restored
+    from flows.upkeep.collect import collect, read_budget
 
     found = collect(store, None if budget is None else read_budget(budget), unnamed, delete)
     show_restored.collection(found)
@@ -158,8 +158,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Copy the checkpoint that RUN made into FOLDER, with a model card, the recipe and the base model's licence."""
-    from flows import show_handover
-    from flows.handing_over import export as export_run
+    from flows.handover import show as show_handover
+    from flows.handover.hand_over import export as export_run
 
     done = export_run(run, folder, store)
     show_handover.exported(done, folder)
@@ -179,8 +179,8 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Send what `moeprune export` writes to a repository on the Hub, in one commit. A new repository is private."""
-    from flows import show_handover
-    from flows.handing_over import push as push_run
+    from flows.handover import show as show_handover
+    from flows.handover.hand_over import push as push_run
 
     package, done = push_run(run, repository, store, public)
     show_handover.pushed(package, done)
@@ -215,8 +215,8 @@ def doctor(*, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> 
 
     The exit status is 1 if something must be mended before a run.
     """
-    from flows import show_doctor
     from flows.doctor import examine
+    from flows.doctor import show as show_doctor
     from tasks.artifacts import Store
 
     found = show_doctor.each(examine(Store(store)))

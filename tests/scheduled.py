@@ -75,7 +75,7 @@ def write_file(folder: Path, *entries: dict[str, Any]) -> None:
     """A prefect.yaml with these deployments of `prune` by params/quick.yaml, on one pool, one run at a time."""
     common = {
         "entrypoint": "flows.pruning.prune_model",
-        "build": [{"flows.deployments.read": {"id": "file", "recipe": "params/quick.yaml"}}],
+        "build": [{"flows.deployment.recipes.read": {"id": "file", "recipe": "params/quick.yaml"}}],
         "parameters": {"recipe": "{{ file.recipe }}", "name": "{{ file.name }}"},
         "tags": ["moeprune", "prune"],
         "work_pool": POOL,

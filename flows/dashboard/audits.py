@@ -5,8 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flows.dashboard.index import Entry, Index
-from flows.page_table import Cell
 from flows.pages import Column, Part, Table
+from flows.pages.table import Cell
 from moeprune.errors import BadInput
 from tasks.tracking import Tracker
 
@@ -21,9 +21,9 @@ def report(entry: Entry, tracker: Tracker) -> str:
 
     Made again it tells of the masks' stability, not of what was measured for single masks.
     """
-    from flows.audit_findings import read_findings
-    from flows.audit_report import page_of
-    from flows.auditing import REPORT
+    from flows.audit.findings import read_findings
+    from flows.audit.flow import REPORT
+    from flows.audit.report import page_of
 
     with TemporaryDirectory() as folder:
         kept = tracker.fetch(entry.id, REPORT, Path(folder))

@@ -5,7 +5,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flows.dashboard.index import Entry
-from flows.page_table import Cell
 from flows.pages import (
     Column,
     Interval,
@@ -20,6 +19,7 @@ from flows.pages import (
     Section,
     Table,
 )
+from flows.pages.table import Cell
 from flows.runs import compare as paired
 from moeprune.errors import BadInput
 from moeprune.masks import Mask

@@ -9,7 +9,7 @@ from flows.dashboard.graph import HEIGHT, LOOKS, OTHER, WIDTH, Graph
 from flows.dashboard.index import KINDS, Node
 from flows.dashboard.marks import Marks
 from flows.dashboard.views import aria
-from flows.page_figure import COLOURS
+from flows.pages.figure import COLOURS
 
 STALE, MISSING = "stale ⟳", "missing ∅"
 CHOSEN = COLOURS[1]

@@ -11,8 +11,8 @@ from flows.dashboard.index import Entry
 from flows.dashboard.living import Living
 from flows.dashboard.picture import Picture, Told
 from flows.dashboard.serving import open_tracker
-from flows.page_table import Cell
 from flows.pages import Column, Measured, Page, Paragraph, Part, Section, Table
+from flows.pages.table import Cell
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
 

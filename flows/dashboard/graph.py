@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import mean
 
 from flows.dashboard.index import KINDS, Node
-from flows.page_figure import COLOURS
+from flows.pages.figure import COLOURS
 
 WIDTH, HEIGHT, ROOM = 166, 50, 66
 """Pixels from column to column, of a node, and from row to row."""

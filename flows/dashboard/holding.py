@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from flows.audit_chain import AuditChain
-from flows.audit_recipe import AuditRecipe
+from flows.audit.chain import AuditChain
+from flows.audit.recipe import AuditRecipe
 from flows.chain import Chain, Sources
 from flows.dashboard.index import KINDS
 from flows.planning import differences

@@ -34,9 +34,9 @@ def models(living: Living) -> dict[str, Model]:
 
 def card(model: Model, living: Living) -> str:
     """The model's card, Markdown, from what the tracker knows; else why there is none."""
-    from flows.card_facts import facts_of
-    from flows.made_model import made_by
-    from flows.model_card import body
+    from flows.handover.card import body
+    from flows.handover.facts import facts_of
+    from flows.handover.made import made_by
 
     if model.node.kind == MODELS[0]:
         return "The base model has the card it came with."

@@ -5,12 +5,12 @@ from typing import Any
 
 from dash import dcc, html
 
-from flows.page_figure import Drawn
-from flows.page_lines import LinePlot
-from flows.page_maps import HeatMap, Matrix
-from flows.page_points import Intervals, Pareto
-from flows.page_table import Table, written
 from flows.pages import Paragraph, Part, Section
+from flows.pages.figure import Drawn
+from flows.pages.lines import LinePlot
+from flows.pages.maps import HeatMap, Matrix
+from flows.pages.points import Intervals, Pareto
+from flows.pages.table import Table, written
 
 PLOTS = (LinePlot, HeatMap, Matrix, Intervals, Pareto)
 BAR: Any = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": "", "modeBarButtons": [["toImage"]]}

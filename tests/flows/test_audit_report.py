@@ -11,12 +11,12 @@ import torch
 from browser import Browser, browser
 from synthetic import experts, normal, statistics_of
 
-from flows.audit_consequence import Consequence, MeasuredMask, between_criteria, between_resamples
-from flows.audit_damage import damage
-from flows.audit_experts import MOST, claims_table, edge_rows
-from flows.audit_findings import Findings, runs_of
-from flows.audit_report import page_of
-from flows.audit_words import in_words
+from flows.audit.consequence import Consequence, MeasuredMask, between_criteria, between_resamples
+from flows.audit.damage import damage
+from flows.audit.experts import MOST, claims_table, edge_rows
+from flows.audit.findings import Findings, runs_of
+from flows.audit.report import page_of
+from flows.audit.words import in_words
 from flows.pages import LinePlot
 from moeprune.auditing import ALL, Design, audit, warnings
 from moeprune.criteria import frequency, reap
@@ -279,7 +279,7 @@ def test_claims_are_the_experts_that_one_corpus_alone_keeps(findings):
 
 
 def test_edge_table_of_many_experts_says_how_many_there_are(monkeypatch, findings):
-    monkeypatch.setattr("flows.audit_experts.MOST", 2)
+    monkeypatch.setattr("flows.audit.experts.MOST", 2)
     page = page_of(findings, [], "demo", "moeprune audit demo.yaml").html()
     assert f"The 2 least certain of {len(edge_rows(findings)):,}" in page and MOST > 2
 

@@ -20,8 +20,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from sweeps import counts
 
-from flows.audit_recipe import read_audit
-from flows.auditing import check
+from flows.audit.flow import check
+from flows.audit.recipe import read_audit
 from flows.command import main
 from moeprune.errors import BadInput
 from tasks.artifacts import Store

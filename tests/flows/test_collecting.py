@@ -11,9 +11,9 @@ import pytest
 from clones import contents, copy_project
 from mlflow.tracking import MlflowClient
 
-from flows.collecting import Collection, results_of, take
-from flows.needing import USED
-from flows.rebuilding import step_of
+from flows.upkeep.collect import Collection, results_of, take
+from flows.upkeep.needing import USED
+from flows.upkeep.rebuild import step_of
 from tasks.artifacts import Runtime, Step, Store
 from tasks.lineage import read_lineage
 from tasks.registry import Registry

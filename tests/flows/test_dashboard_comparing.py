@@ -8,8 +8,8 @@ from recorded import lineage, stage
 
 from flows.dashboard import comparing
 from flows.dashboard.index import Entry
-from flows.page_points import Pareto
 from flows.pages import Measured, Table
+from flows.pages.points import Pareto
 from moeprune.masks import Mask
 from tasks.artifacts import Store
 from tasks.tracking import Tracker

@@ -132,8 +132,8 @@ def test_deploy_without_a_server_is_refused_in_one_line(address, said, project, 
 
 
 def test_deployments_of_the_repository_are_the_nightly_prune_the_weekly_audit_and_the_sweep(monkeypatch):
-    from flows.audit_recipe import AuditRecipe, read_audit
-    from flows.deployments import read, read_file
+    from flows.audit.recipe import AuditRecipe, read_audit
+    from flows.deployment.recipes import read, read_file
     from flows.recipe import Recipe, read_recipe
 
     monkeypatch.chdir(Path(__file__).parents[2])

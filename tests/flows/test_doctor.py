@@ -18,8 +18,11 @@ import team_page
 from servers import BUCKET, S3, Team
 from started import free_port
 
-from flows import doctor, doctor_machine, doctor_project, doctor_servers
-from flows.health import Finding, refused
+from flows import doctor
+from flows.doctor import machine as doctor_machine
+from flows.doctor import project as doctor_project
+from flows.doctor import servers as doctor_servers
+from flows.doctor.health import Finding, refused
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
 from tasks.tracking import Tracker

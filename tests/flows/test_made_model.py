@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import recorded
 
-from flows.made_model import made_by
+from flows.handover.made import made_by
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
 from tasks.lineage import Lineage

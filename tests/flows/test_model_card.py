@@ -8,9 +8,9 @@ from typing import Any
 import recorded
 from huggingface_hub import ModelCard
 
-from flows.card_facts import Facts, origin
-from flows.made_model import made_by
-from flows.model_card import card
+from flows.handover.card import card
+from flows.handover.facts import Facts, origin
+from flows.handover.made import made_by
 from moeprune.masks import Mask
 from tasks.artifacts import Store
 from tasks.base_card import BaseCard

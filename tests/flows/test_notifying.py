@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from hub import closed_port
 
-from flows.notifying import URL, notify
+from flows.deployment.notify import URL, notify
 
 SECRET = "T0/aSecret"
 FLOW, STATE = SimpleNamespace(name="prune"), SimpleNamespace(name="Failed", message="no such folder")

@@ -13,7 +13,6 @@ import pytest
 from browser import Browser, browser
 from PIL import Image
 
-from flows.page_points import front
 from flows.pages import (
     Column,
     HeatMap,
@@ -30,6 +29,7 @@ from flows.pages import (
     Section,
     Table,
 )  # fmt: skip
+from flows.pages.points import front
 
 LONG = "reconstruction form=progressive tokens=2048"
 NAMES = ["reap", "gate_weighted_ean", "expert_weight_norm", "frequency", LONG]

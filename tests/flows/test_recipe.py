@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.audit_recipe import read_audit
+from flows.audit.recipe import read_audit
 from flows.recipe import expand, parse_recipe, read_recipe, read_yaml, to_yaml
-from flows.sweep_rows import Row, told_apart, without_seeds
+from flows.sweep.rows import Row, told_apart, without_seeds
 from moeprune.errors import BadInput
 from tasks.mask import BUDGETS
 

@@ -10,14 +10,14 @@ import pytest
 from browser import browser
 
 from flows.outcome import Sweep
-from flows.page_points import Intervals, Pareto
-from flows.page_table import Measured, Table
 from flows.pages import check_path
-from flows.plots import sweep
-from flows.sweep_findings import Estimate, estimate, measures_of, methods_of, outside
-from flows.sweep_report import page_of, write_report
-from flows.sweep_rows import Row
-from flows.sweep_words import in_words
+from flows.pages.points import Intervals, Pareto
+from flows.pages.table import Measured, Table
+from flows.sweep.findings import Estimate, estimate, measures_of, methods_of, outside
+from flows.sweep.plots import sweep
+from flows.sweep.report import page_of, write_report
+from flows.sweep.rows import Row
+from flows.sweep.words import in_words
 from moeprune.errors import BadInput
 
 MB = 1_000_000

@@ -7,9 +7,9 @@ import sample
 
 from flows.outcome import Entry, Outcome, Record, Sweep
 from flows.recipe import Recipe, parse_recipe
-from flows.sweep_findings import methods_of
-from flows.sweep_rows import rows_of
-from flows.sweep_table import table_of
+from flows.sweep.findings import methods_of
+from flows.sweep.rows import rows_of
+from flows.sweep.table import table_of
 from tasks.artifacts import Artifact, Step
 
 

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from sweeps import GRID, counts, grid
 
 from flows.recipe import parse_recipe
-from flows.sweeping import divided
+from flows.sweep.flow import divided
 from moeprune.checkpoint import sha256
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
@@ -229,7 +229,7 @@ def test_sweep_killed_goes_on_in_the_same_run(done, server, moeprune, monkeypatc
     assert [record.tags["role"] for record in tracker.list_runs()] == ["sweep", "run"]
 
     # One that came to its end is not gone on with: it is run anew, all hits. Nor is it lost for want of a report.
-    monkeypatch.setattr("flows.sweep_report.report_of", lambda *_: [].pop())
+    monkeypatch.setattr("flows.sweep.report.report_of", lambda *_: [].pop())
     ended = moeprune("sweep", GRID, "--json")
     assert ended.status == 0 and "the report cannot be made: IndexError" in ended.err
     anew = ended.json

@@ -167,7 +167,7 @@ hang(int(sys.argv[2]))
 
 
 def test_zombie_is_marked_as_crashed_and_nothing_else_is(api, tmp_path):
-    from flows.zombies import crash_zombies
+    from flows.deployment.zombies import crash_zombies
 
     (tmp_path / "hanging.py").write_text(HANGING)
     environ = os.environ | QUICK | {"PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path / "home")}
