@@ -36,8 +36,9 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, by name
-            # Of transformers' implementations the plain loop is fastest for long batches on a CPU.
-            experts_implementation="eager" if device == "cpu" else "grouped_mm",
+            # Of transformers' implementations the plain loop is fastest for long batches on a CPU; its own choice is the
+            # grouped kernel where a family has it.
+            experts_implementation="eager" if device == "cpu" else None,
             **options,
         )
     model, info = loaded

@@ -23,6 +23,8 @@ from tasks.tracking import Tracker
 RECIPE = "recipe.yaml"
 PLACE = re.compile("[a-z]+/[0-9a-f]{64}")
 """What a result's folder in a store is called: its stage and key."""
+TAGS = {"stage", "of", "key", "digest", "cache", "produced_by_flow_run", "git_commit", "git_dirty"}
+"""What every stage has on record."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,32 @@ def read_lineage(tracker: Tracker, prefix: str) -> Lineage:
     return lineage_of(tracker.find_run(prefix), tracker.models())
 
 
-def read_lineages(tracker: Tracker, since: datetime | None = None) -> list[Lineage]:
-    """Those of all runs, those of sweeps and audits included, newest first; `since`: begun then or later."""
+@dataclass(frozen=True)
+class Lineages:
+    """Those of many runs, newest first, and the runs that have none."""
+
+    whole: list[Lineage]
+    damaged: list[tuple[Record, str]]
+    """The others, and why their records cannot be read."""
+
+
+def read_lineages(tracker: Tracker, since: datetime | None = None) -> Lineages:
+    """Those of all runs, those of sweeps and audits included; `since`: begun then or later."""
     models = tracker.models()
-    return [lineage_of(run, models) for run in tracker.runs_with_stages(since)]
+    found = Lineages([], [])
+    for run in tracker.runs_with_stages(since):
+        try:
+            found.whole.append(lineage_of(run, models))
+        except BadInput as error:
+            found.damaged.append((run, str(error)))
+    return found
 
 
 def lineage_of(run: Record, models: Iterable[LoggedModel] = ()) -> Lineage:
     """The lineage of a run read with its children. `models` may be those of other runs, too.
 
-    Raises BadInput if a stage on record has no place in a store: whoever can write to the tracker can write anything.
+    Raises BadInput if the record of a stage lacks something, or has no place in a store: whoever can write to the
+    tracker can write anything.
     """
     stages = tuple(_stage_of(child) for child in run.children if child.tags.get("role") == "stage")
     digests = {stage.digest for stage in stages}
@@ -106,6 +124,8 @@ def lineage_of(run: Record, models: Iterable[LoggedModel] = ()) -> Lineage:
 
 def _stage_of(child: Record) -> Stage:
     tags = child.tags
+    if lacking := sorted(TAGS - tags.keys()):
+        raise BadInput(f"stage {child.id[:8]} ({child.name}): its record has no {lacking[0]}")
     inputs = {key.removeprefix(INPUT): path for key, path in tags.items() if key.startswith(INPUT)}
     for path in (f"{tags['stage']}/{tags['key']}", *inputs.values()):
         if not PLACE.fullmatch(path):

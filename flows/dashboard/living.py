@@ -13,7 +13,7 @@ from flows.dashboard.index import Index
 from flows.dashboard.marks import Marks, places
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
-from tasks.lineage import Lineage, lineage_of, recipe_text
+from tasks.lineage import Lineage, read_lineages, recipe_text
 from tasks.registry import Registry
 from tasks.tracking import Tracker
 
@@ -109,22 +109,11 @@ class Living:
             self._waiting = deque(self.index.entries)
 
     def _lineages(self, since: datetime | None = None) -> list[Lineage]:
-        """Those that can be read: whoever can write to the tracker can write anything there."""
-        models = self.tracker.models()
-        found: list[Lineage] = []
-        damaged: dict[str, str] = {}
-        for run in self.tracker.runs_with_stages(since):
-            try:
-                found.append(lineage_of(run, models))
-            except BadInput as error:
-                damaged[run.id] = f"run {run.id[:8]}: {error}"
-            except KeyError as error:
-                damaged[run.id] = f"run {run.id[:8]}: the record of a stage has no {error}"
-        if since is not None:
-            read = {one.run.id for one in found}
-            damaged = {run: why for run, why in self.damaged.items() if run not in read} | damaged
-        self.damaged = damaged
-        return found
+        found = read_lineages(self.tracker, since)
+        read = {one.run.id for one in found.whole}
+        before = {} if since is None else {run: why for run, why in self.damaged.items() if run not in read}
+        self.damaged = before | {run.id: f"run {run.id[:8]}: {why}" for run, why in found.damaged}
+        return found.whole
 
     def _add(self, index: Index) -> None:
         _ = index.nodes, index.read_by, [entry.words for entry in index.entries.values()]  # not while a page waits

@@ -50,7 +50,7 @@ def restoration_as_json(done: Restoration) -> dict[str, Any]:
 def verification(found: Verification) -> None:
     """What each run names and whether it is there; of several runs, how much is, and what is not."""
     if len(found.runs) == 1:
-        console.print(_things(found.things, f"run {found.runs[0].run.id[:8]}"))
+        console.print(_things(found.things, f"run {found.runs[0].id[:8]}"))
         return
     table = Table(title="runs")
     table.add_column("run", no_wrap=True)
@@ -58,8 +58,8 @@ def verification(found: Verification) -> None:
     for state in ("ok", "missing", "changed"):
         table.add_column(state, justify="right")
     for run in found.runs:
-        counts = found.counts(run.run.id)
-        table.add_row(run.run.id[:8], run.run.name, *(str(counts[state]) for state in ("ok", "missing", "changed")))
+        counts = found.counts(run.id)
+        table.add_row(run.id[:8], run.name, *(str(counts[state]) for state in ("ok", "missing", "changed")))
     console.print(table)
     if found.faults:
         console.print(_things(found.faults, "not ok", whose=True))
@@ -90,10 +90,10 @@ def verification_error(found: Verification) -> str | None:
 def verification_as_json(found: Verification) -> dict[str, Any]:
     """For programs."""
     return {
-        "run_id": found.runs[0].run.id if len(found.runs) == 1 else None,
+        "run_id": found.runs[0].id if len(found.runs) == 1 else None,
         "status": "failed" if found.faults else "done",
         "error": verification_error(found),
-        "runs": {run.run.id: dict(found.counts(run.run.id)) for run in found.runs},
+        "runs": {run.id: dict(found.counts(run.id)) for run in found.runs},
         "things": [asdict(thing) for thing in found.things],
     }
 

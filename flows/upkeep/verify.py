@@ -18,14 +18,15 @@ from moeprune.checkpoint import digest_of, open_checkpoint, sha256
 from moeprune.errors import BadInput
 from tasks import versioning
 from tasks.artifacts import MANIFEST, Artifact, Store
-from tasks.lineage import RECIPE, Lineage, Stage, read_lineage, read_lineages, read_manifest, recipe_text
+from tasks.lineage import RECIPE, Lineage, Lineages, Stage, read_lineage, read_lineages, read_manifest, recipe_text
 from tasks.reachable import impatient
-from tasks.tracked import flatten
+from tasks.tracked import Record, flatten
 from tasks.tracking import Tracker
 
 State = Literal["ok", "missing", "changed"]
 AT_ONCE = 8
 """Files asked of the tracker."""
+ANEW = "delete the run in MLflow and run its recipe again: what is in the store is found"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Thing:
 class Verification:
     """Runs and what they name."""
 
-    runs: list[Lineage]
+    runs: list[Record]
     things: list[Thing]
 
     @property
@@ -65,10 +66,13 @@ def verify(name: str | None, root: Path, project: Path, base: str | None = None,
     change are those of the last time count as unchanged, unless `rehash`. Raises BadInput for an unknown run.
     """
     tracker = Tracker(Store(root))
-    runs = [read_lineage(tracker, run_named(name, tracker))] if name else read_lineages(tracker)
-    runs = [run for run in runs if name or run.run.status == "FINISHED"]
+    found = Lineages([read_lineage(tracker, run_named(name, tracker))], []) if name else read_lineages(tracker)
+    runs = [run for run in found.whole if name or run.run.status == "FINISHED"]
+    damaged = [(run, why) for run, why in found.damaged if run.status == "FINISHED"]
     checks = _Checks(runs, tracker, project, base, sha256 if rehash else tracker.store.hash_of)
-    return Verification(runs, [thing for run in runs for thing in checks.of(run)])
+    things = [thing for run in runs for thing in checks.of(run)]
+    things += [Thing(run.id, "tracker", why, "changed", ANEW) for run, why in damaged]
+    return Verification([*(run.run for run in runs), *(run for run, _ in damaged)], things)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from tasks import versioning
 from tasks.artifacts import Store
-from tasks.lineage import read_lineage
+from tasks.lineage import read_lineage, read_manifest
 from tasks.tracking import Tracker
 
 
@@ -179,6 +179,18 @@ def test_verify_of_a_run_whose_stage_was_deleted_from_the_record_misses_it(clone
     MlflowClient(tracker.uri).delete_run(mask.id)
     answer = moeprune("verify", cloned.run, "--json")
     assert answer.status == 1 and faults(answer) == {("tracker", "mask: its record"): "missing"}
+
+
+def test_verify_all_tells_of_a_run_whose_record_is_damaged_and_looks_at_the_others(cloned, moeprune):
+    tracker = Tracker(Store(cloned.project / ".moeprune"))
+    with tracker.run("edited", {}) as edited:
+        (stage, *_) = read_lineage(tracker, cloned.run).stages
+        child = edited.log_stage(stage.stage, stage.title, stage.of, read_manifest(tracker, stage), "hit")
+    tracker.tag(child, "key", "../../elsewhere")
+    answer = moeprune("verify", "--all", "--json")
+    ((where, name),) = faults(answer)
+    assert answer.status == 1 and where == "tracker" and "no place in a store" in name
+    assert answer.json["runs"][edited.id] == {"changed": 1} and answer.json["runs"][cloned.run]["ok"] > 20
 
 
 def test_verify_of_a_base_model_that_is_another_or_gone(cloned, moeprune):

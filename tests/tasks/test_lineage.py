@@ -131,7 +131,7 @@ def test_lineages_of_all_runs_are_those_of_each_newest_first_and_without_sweeps(
     with tracker.sweep("grid", "key", {}, "") as sweep:
         first = record(tracker, tmp_path, "a", sweep=sweep.id)
     second = record(tracker, tmp_path, "b")
-    found = read_lineages(tracker)
+    found = read_lineages(tracker).whole
     assert [one.run.id for one in found] == [second, first]
     assert found == [read_lineage(tracker, second), read_lineage(tracker, first)]
     assert lineage_of(found[0].run, tracker.models()) == found[0]
@@ -142,7 +142,7 @@ def test_lineages_since_a_moment_have_stages_that_began_before_it(tracker, tmp_p
     moment = datetime.now(UTC)
     with tracker.run("waits for another process", {}) as run:
         run.log_stage("mask", "mask", "", manifest("mask", "new", moment - timedelta(hours=1)), "miss")
-    (found,) = read_lineages(tracker, moment - timedelta(milliseconds=1))
+    (found,) = read_lineages(tracker, moment - timedelta(milliseconds=1)).whole
     assert found.run.id == run.id and [stage.path for stage in found.stages] == [place("mask", "new")]
 
 
