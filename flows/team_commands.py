@@ -20,10 +20,10 @@ Run = Annotated[str, Parameter(help="A run's id or its beginning, or MODEL@ALIAS
 
 def deploy() -> None:
     """Register the flows that prefect.yaml lists with the Prefect server: forms, schedules, limits. Twice is once."""
-    from flows.deployment import show as show_deployed
+    from flows.deployment import show
     from flows.deployment.deploy import deploy as register
 
-    show_deployed.deployed(register())
+    show.deployed(register())
 
 
 def serve(
@@ -31,12 +31,12 @@ def serve(
     limit: Annotated[int, Parameter(validator=Number(gte=1), help="Run so many flows at once.")] = 1,
 ) -> None:
     """Deploy, then run what the schedules and forms ask for in this folder, until interrupted."""
-    from flows.deployment import show as show_deployed
+    from flows.deployment import show
     from flows.deployment.deploy import deploy as register
     from flows.deployment.work import work
 
     registered = register()
-    show_deployed.deployed(registered)
+    show.deployed(registered)
     work(registered, limit)
 
 
@@ -53,13 +53,13 @@ def promote(
     The recipe's section promote says by how much the model may be worse than its base. A rule that does not hold
     refuses the promotion with the numbers, and the alias stays where it is.
     """
-    from flows.handover import show as show_handover
+    from flows.handover import show
     from flows.handover.promote import promote as promote_run
 
     done = promote_run(run, to, store)
-    show_handover.promotion(done)
+    show.promotion(done)
     if as_json:
-        print(json.dumps(show_handover.promotion_as_json(done)))
+        print(json.dumps(show.promotion_as_json(done)))
 
 
 def restore(
@@ -79,12 +79,12 @@ def restore(
     Works in a fresh clone that reaches the DVC remote, the tracker and the base model. Whatever is brought is compared
     with the digests on record; if something differs, or is not to be had, the exit status is 1.
     """
-    from flows.upkeep import show as show_restored
+    from flows.upkeep import show
     from flows.upkeep.restore import restore as restore_run
 
     done = restore_run(run, store, Path.cwd(), base, everything)
-    show_restored.restoration(done)
-    _end(show_restored.restoration_error(done), show_restored.restoration_as_json(done), as_json)
+    show.restoration(done)
+    _end(show.restoration_error(done), show.restoration_as_json(done), as_json)
 
 
 def verify(
@@ -103,15 +103,15 @@ def verify(
 
     Shows what is ok, missing or changed, and how to mend it; the exit status is 1 unless all is ok.
     """
-    from flows.upkeep import show as show_restored
+    from flows.upkeep import show
     from flows.upkeep.verify import verify as verify_runs
     from moeprune.errors import BadInput
 
     if every == (run is not None):
         raise BadInput("verify: give one run, or --all")
     found = verify_runs(run, store, Path.cwd(), base, rehash)
-    show_restored.verification(found)
-    _end(show_restored.verification_error(found), show_restored.verification_as_json(found), as_json)
+    show.verification(found)
+    _end(show.verification_error(found), show.verification_as_json(found), as_json)
 
 
 def gc(
@@ -131,12 +131,12 @@ def gc(
     What a kept run (`moeprune runs keep RUN`), a registered model or a run under way needs stays. Progress of killed
     runs, from which they would go on, goes first for a budget, else after a week.
     """
-    from flows.upkeep import show as show_restored
+    from flows.upkeep import show
     from flows.upkeep.collect import collect, read_budget
 
     found = collect(store, None if budget is None else read_budget(budget), unnamed, delete)
-    show_restored.collection(found)
-    _end(show_restored.collection_error(found), show_restored.collection_as_json(found), as_json)
+    show.collection(found)
+    _end(show.collection_error(found), show.collection_as_json(found), as_json)
 
 
 def _end(error: str | None, content: dict[str, Any], as_json: bool) -> None:
@@ -158,13 +158,13 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Copy the checkpoint that RUN made into FOLDER, with a model card, the recipe and the base model's licence."""
-    from flows.handover import show as show_handover
+    from flows.handover import show
     from flows.handover.hand_over import export as export_run
 
     done = export_run(run, folder, store)
-    show_handover.exported(done, folder)
+    show.exported(done, folder)
     if as_json:
-        print(json.dumps(show_handover.exported_as_json(done, folder)))
+        print(json.dumps(show.exported_as_json(done, folder)))
 
 
 def push(
@@ -179,13 +179,13 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Send what `moeprune export` writes to a repository on the Hub, in one commit. A new repository is private."""
-    from flows.handover import show as show_handover
+    from flows.handover import show
     from flows.handover.hand_over import push as push_run
 
     package, done = push_run(run, repository, store, public)
-    show_handover.pushed(package, done)
+    show.pushed(package, done)
     if as_json:
-        print(json.dumps(show_handover.pushed_as_json(package, done)))
+        print(json.dumps(show.pushed_as_json(package, done)))
 
 
 def dashboard(
@@ -215,12 +215,11 @@ def doctor(*, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> 
 
     The exit status is 1 if something must be mended before a run.
     """
-    from flows.doctor import examine
-    from flows.doctor import show as show_doctor
+    from flows.doctor import examine, show
     from tasks.artifacts import Store
 
-    found = show_doctor.each(examine(Store(store)))
-    _end(show_doctor.error(found), show_doctor.as_json(found), as_json)
+    found = show.each(examine(Store(store)))
+    _end(show.error(found), show.as_json(found), as_json)
 
 
 COMMANDS: list[Callable[..., Any]] = [dashboard, deploy, serve, promote, export, push, restore, verify, gc, doctor]

@@ -2,26 +2,24 @@
 
 from collections.abc import Callable, Iterator
 
-from flows.doctor import machine as doctor_machine
-from flows.doctor import project as doctor_project
-from flows.doctor import servers as doctor_servers
+from flows.doctor import machine, project, servers
 from flows.doctor.health import Finding, fail
 from moeprune.errors import one_line
 from tasks.artifacts import Store
 
 Check = Callable[[Store], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (
-    doctor_project.git,
-    doctor_project.dvc,
-    doctor_machine.python,
-    doctor_machine.packages,
-    doctor_servers.prefect,
-    doctor_servers.mlflow,
-    doctor_servers.runs,
-    doctor_machine.store,
-    doctor_machine.disk,
-    doctor_machine.device,
-    doctor_machine.tests,
+    project.git,
+    project.dvc,
+    machine.python,
+    machine.packages,
+    servers.prefect,
+    servers.mlflow,
+    servers.runs,
+    machine.store,
+    machine.disk,
+    machine.device,
+    machine.tests,
 )
 
 

@@ -7,7 +7,7 @@ terms it may be used, and how to load it.
 from collections.abc import Iterator
 from typing import Any
 
-from flows.handover import tables as card_tables
+from flows.handover import tables
 from flows.handover.facts import Facts
 from moeprune.catalogue import catalogue
 from moeprune.masks import Mask
@@ -33,11 +33,11 @@ def body(facts: Facts, address: str) -> str:
     """The card without the metadata in front."""
     sections = {
         "What was removed": _removed(facts),
-        "Calibration": card_tables.calibration(facts),
-        "Results": card_tables.results(facts),
+        "Calibration": tables.calibration(facts),
+        "Results": tables.results(facts),
         "How to load it": _loading(facts, address),
         "Licence": _licence(facts),
-        "Lineage": card_tables.lineage(facts),
+        "Lineage": tables.lineage(facts),
     }
     text = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"# {facts.made.model.name}\n\n{_summary(facts)}\n\n{text}\n"
@@ -113,7 +113,7 @@ def _removed(facts: Facts) -> str:
             "",
             f"Distilling towards the base model, on the calibration text, then trained all weights: {settings}.",
         ]
-    return "\n".join([*lines, "", card_tables.removed(mask)])
+    return "\n".join([*lines, "", tables.removed(mask)])
 
 
 def _loading(facts: Facts, address: str) -> str:

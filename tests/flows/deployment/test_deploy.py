@@ -136,7 +136,7 @@ def test_deployments_of_the_repository_are_the_nightly_prune_the_weekly_audit_an
     from flows.deployment.recipes import read, read_file
     from flows.recipe import Recipe, read_recipe
 
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(Path(__file__).parents[3])
     monkeypatch.setitem(os.environ, "MOEPRUNE_STORE", "somewhere/else")
     schedules = {one.name: [each["cron"] for each in one.entry["schedules"]] for one in read_file()}
     assert schedules == {"prune/nightly": ["0 2 * * *"], "audit/weekly": ["0 4 * * 0"], "sweep/on-demand": []}
