@@ -37,7 +37,17 @@ from tasks.recording import PARENT, Run
 from tasks.taking_turns import alone
 from tasks.tracked import LoggedModel, Record, record_of, short
 
+APART = "tags.role != 'stage' AND tags.role != 'page'"
+"""Runs of recipes and audits, and sweeps."""
+
 logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # if somebody imported it before us
+
+
+def open_tracker(store: Store) -> "Tracker":
+    """The tracker of a store. Raises BadInput within seconds if it cannot be used."""
+    tracker = Tracker(store)
+    tracker.check()
+    return tracker
 
 
 class Tracker:
@@ -176,26 +186,43 @@ class Tracker:
 
     def list_runs(self, limit: int = 20) -> list[Record]:
         """The latest runs and sweeps, newest first; the runs of a sweep are its children."""
-        apart = f"tags.role != 'stage' AND tags.role != 'page' AND tags.`{PARENT}` IS NULL"
-        return [record_of(found) for found in self._search(apart, limit)]
+        return [record_of(found) for found in self._search(f"{APART} AND tags.`{PARENT}` IS NULL", limit)]
 
     def find_run(self, prefix: str) -> Record:
         """The run with its stages whose id begins like that. Raises BadInput unless there is exactly one."""
-        return self._find(prefix, "run")
+        return self._find(prefix, "run", "tags.role = 'run'")
 
     def find_sweep(self, prefix: str) -> Record:
         """The sweep with its runs whose id begins like that. Raises BadInput unless there is exactly one."""
-        return self._find(prefix, "sweep")
+        return self._find(prefix, "sweep", "tags.role = 'sweep'")
+
+    def find(self, prefix: str) -> Record:
+        """The run or sweep with what is below it, whose id begins like that. BadInput unless there is exactly one."""
+        return self._find(prefix, "run", APART)
 
     def finished(self, sweep: str) -> dict[str, str]:
         """The ids of a sweep's runs that came to their end, by their tag `recipe`."""
         done = self._search(f"tags.`{PARENT}` = '{sweep}' AND attributes.status = 'FINISHED'", 10_000)
         return {run.data.tags["recipe"]: run.info.run_id for run in done if "recipe" in run.data.tags}
 
-    def _find(self, prefix: str, role: str) -> Record:
+    def close(self, prefix: str) -> Record:
+        """Mark as KILLED the run or sweep whose id begins like that, and what is RUNNING below it: its process is gone.
+
+        Raises BadInput unless there is exactly one, RUNNING, and for one whose process lives on this machine.
+        """
+        found = self.find(prefix)
+        whose = f"{found.tags['role']} {found.id[:8]} ({found.name})"
+        if found.status != "RUNNING":
+            raise BadInput(f"{whose} is {found.status}: there is nothing to close")
+        if found.tags.get("place") == place() and is_alive(found.tags.get("process", "")):
+            raise BadInput(f"{whose} is under way on this machine: end its process, which closes it")
+        self._close(found.id)
+        return self.find(found.id)
+
+    def _find(self, prefix: str, role: str, filter_string: str) -> Record:
         if not re.fullmatch(r"[0-9a-f]{1,32}", prefix):
             raise BadInput(f"{role} '{prefix}' is no MLflow run id: `moeprune runs list` lists them")
-        found = self._search(f"tags.role = '{role}' AND attributes.run_id LIKE '{prefix}%'", 5)
+        found = self._search(f"{filter_string} AND attributes.run_id LIKE '{prefix}%'", 5)
         if len(found) != 1:
             what = (
                 f"fits {', '.join(run.info.run_id for run in found)}: give more of it"
@@ -317,10 +344,12 @@ class Tracker:
         for run in self._search(f"attributes.status = 'RUNNING' AND tags.place = '{place()}'", 1000):
             if is_alive(run.data.tags.get("process", "")):
                 continue
-            children = f"attributes.status = 'RUNNING' AND tags.`{PARENT}` = '{run.info.run_id}'"
-            for child in self._search(children, 10_000):
-                self._client.set_terminated(child.info.run_id, "KILLED")
-            self._client.set_terminated(run.info.run_id, "KILLED")
+            self._close(run.info.run_id)
+
+    def _close(self, run_id: str) -> None:
+        for child in self._search(f"attributes.status = 'RUNNING' AND tags.`{PARENT}` = '{run_id}'", 10_000):
+            self._close(child.info.run_id)
+        self._client.set_terminated(run_id, "KILLED")
 
 
 def _in_order(children: list[Any]) -> tuple[Record, ...]:

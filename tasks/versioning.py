@@ -143,21 +143,18 @@ def survey(md5s: Iterable[str], project: Path, read: bool = False) -> Survey:
         places = {md5: {"cache"} if _intact(repo.cache.local, md5) else set() for md5 in wanted}
         for remote in _remotes(repo) if wanted else ():
             try:
-                if address := _endpoint(repo.config["remote"][remote]):
-                    check_address(address)  # clients of clouds try for minutes
-                objects = repo.cloud.get_remote_odb(remote)
+                objects = _objects(repo, remote)
                 for md5 in objects.list_oids_exists(wanted):
                     if not read or _intact(objects, md5):
                         places[md5].add(remote)
             except Exception as error:  # a remote fails in as many ways as there are clouds
                 silent[remote] = without_password(" ".join(str(error).split())) or type(error).__name__
-        return Survey({md5: frozenset(found) for md5, found in places.items()}, _team_remote(repo), silent)
-
-
-def where(md5s: Iterable[str], project: Path, read: bool = False) -> dict[str, str | None]:
-    """One place where each of these objects is to be had, as `survey` finds it: "cache" first, or a remote's name."""
-    places = survey(md5s, project, read).places
-    return {md5: min(found, key=lambda place: (place != "cache", place), default=None) for md5, found in places.items()}
+        try:
+            team = _team_remote(repo)
+        except BadInput as error:
+            team = repo.config["core"]["remote"]
+            silent[team] = str(error)
+        return Survey({md5: frozenset(found) for md5, found in places.items()}, team, silent)
 
 
 def _intact(objects: Any, md5: str) -> bool:
@@ -198,21 +195,27 @@ def reach(project: Path) -> str | None:
 
     Nothing is written, and no lock is waited for.
     """
+    _require_project(project)
     with Repo(str(project), config={"core": QUIET}) as repo:
         remote = _team_remote(repo)
         if remote is None:
             return None
-        settings = repo.config["remote"][remote]
+        url = without_password(repo.config["remote"][remote]["url"])
         try:
-            if address := _endpoint(settings):
-                check_address(address)  # clients of clouds try for minutes
-            objects = repo.cloud.get_remote_odb(remote)
+            objects = _objects(repo, remote)
             _check_root(objects.fs, objects.path)
         except Exception as error:  # a remote fails in as many ways as there are clouds
             reason = without_password(" ".join(str(error).split())) or type(error).__name__
             mend = "mend its address (`dvc remote modify`), the keys in the environment, or that server"
-            raise BadInput(f"DVC remote '{remote}' ({without_password(settings['url'])}): {reason}: {mend}") from error
-        return without_password(settings["url"])
+            raise BadInput(f"DVC remote '{remote}' ({url}): {reason}: {mend}") from error
+        return url
+
+
+def _objects(repo: Repo, remote: str) -> Any:
+    """What a remote holds. Raises OSError if nobody listens there: clients of clouds would try for minutes."""
+    if address := _endpoint(repo.config["remote"][remote]):
+        check_address(address)
+    return repo.cloud.get_remote_odb(remote)
 
 
 def _endpoint(settings: dict[str, str]) -> str | None:
@@ -238,10 +241,15 @@ def _check_root(fs: FileSystem, path: str) -> None:
 
 
 def _team_remote(repo: Repo) -> str | None:
-    """The remote that is pushed to, if a team has set one."""
+    """The remote that is pushed to, if a team has set one. Raises BadInput if it is set by its name alone."""
     remote: str | None = repo.config["core"].get("remote")
     if remote is None:
         return None
+    if remote not in repo.config["remote"]:
+        raise BadInput(
+            f"{repo.root_dir}/.dvc/config: core.remote names '{remote}', of which no address is known here: "
+            f"`dvc remote add {remote} ADDRESS`"
+        )
     shipped = Path(repo.root_dir, SHIPPED).resolve()
     return None if Path(repo.config["remote"][remote]["url"]).resolve() == shipped else remote
 

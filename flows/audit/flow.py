@@ -16,7 +16,7 @@ from flows.deployment.notify import notify
 from flows.engine import Engine, push
 from flows.outcome import Outcome, Record
 from flows.pages import check_path
-from flows.preflight import observation_bytes, preflight
+from flows.preflight import check_servers, observation_bytes, preflight
 from flows.recipe import recorded, to_yaml
 from flows.running import quiet
 from flows.sweep.planning import SweepPlan, counts
@@ -28,7 +28,6 @@ from moeprune.masks import number_kept, ratio_kept
 from tasks import comparison, download
 from tasks.artifacts import Store
 from tasks.identity import key_of
-from tasks.tracking import Tracker
 
 REPORT = "report.html"
 TAGGED = ("download", "calibrate", "observe", "score", "audit")
@@ -54,8 +53,7 @@ class AuditOutcome:
 def audit_model(recipe: AuditRecipe, name: str = "audit", report: Path | None = None) -> AuditOutcome:
     """Audit one model: every stage the store does not have is run. The report is written to `report`, too, if given."""
     store = Store(recipe.runtime.store)
-    tracker = Tracker(store)
-    tracker.check()
+    tracker = check_servers(store, Path.cwd())
     sources = check(recipe, store)
     tags = {"kind": "audit", "method": ", ".join(one.name for one in recipe.audit.criteria)}
     with tracker.run(name, recorded(recipe), tags, to_yaml(recipe)) as run:
@@ -106,7 +104,7 @@ def audit_once(recipe: AuditRecipe, name: str, report: Path | None = None) -> Au
     if report is not None:
         check_path(report)
     store = Store(recipe.runtime.store)
-    Tracker(store).check()
+    check_servers(store, Path.cwd())
     check(recipe, store)
     return audit_model(recipe, name, report)
 

@@ -21,7 +21,7 @@ from flows.dashboard.page import layout
 from flows.pages import NOTHING_FETCHED
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
-from tasks.tracking import Tracker
+from tasks.tracking import open_tracker
 
 NOTHING_ELSEWHERE = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -31,13 +31,6 @@ NOTHING_ELSEWHERE = (
 REPORTS = "/audit-report/"
 APART = f"sandbox allow-scripts allow-downloads; {NOTHING_FETCHED}; frame-ancestors 'self'"
 """For reports: whoever writes to the tracker can plant one, so its scripts are given no origin and no network."""
-
-
-def open_tracker(store: Path) -> Tracker:
-    """The tracker to look at. Raises BadInput if it cannot be used."""
-    tracker = Tracker(Store(store))
-    tracker.check()
-    return tracker
 
 
 def app_of(living: Living, local: bool) -> Dash:
@@ -104,7 +97,7 @@ def listen(living: Living, host: str, port: int) -> BaseWSGIServer:
 @contextmanager
 def serving(store: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve in the background; gives the address. BadInput as `open_tracker` and `listen`."""
-    living = Living(open_tracker(store), Store(store), Path.cwd())
+    living = Living(open_tracker(Store(store)), Store(store), Path.cwd())
     server = listen(living, host, port)
     living.start()
     Thread(target=server.serve_forever, daemon=True).start()

@@ -20,7 +20,7 @@ from tasks.hub_push import Pushed, check_name, publish
 from tasks.hub_refusals import HubUnavailable
 from tasks.lineage import recipe_text
 from tasks.progress import progress
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, open_tracker
 
 RECIPE = "recipe.yaml"
 
@@ -44,7 +44,7 @@ def export(name: str, folder: Path, root: Path) -> Package:
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is there already and not empty: give a folder that is to be made")
-    tracker = _tracker(root)
+    tracker = open_tracker(Store(root))
     made = find_model(name, tracker)
     try:
         package = _package(made, tracker, folder.name)
@@ -70,7 +70,7 @@ def push(name: str, repository: str, root: Path, public: bool = False) -> tuple[
     its bytes are not whole in the store, a public one would have no licence, or the Hub refuses.
     """
     check_name(repository)
-    tracker = _tracker(root)
+    tracker = open_tracker(Store(root))
     made = find_model(name, tracker)
     package = _package(made, tracker, repository)
     if public and not package.facts.base.licence:
@@ -83,12 +83,6 @@ def push(name: str, repository: str, root: Path, public: bool = False) -> tuple[
     pushed = publish(repository, {**package.files, **texts}, public, message, made.store.hash_of)
     tracker.tag(made.run, f"hub.{repository}", pushed.commit)
     return package, pushed
-
-
-def _tracker(root: Path) -> Tracker:
-    tracker = Tracker(Store(root))
-    tracker.check()
-    return tracker
 
 
 def _package(made: MadeModel, tracker: Tracker, address: str, silent: str | None = None) -> Package:

@@ -15,7 +15,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.gate import PromoteParams, Verdict, judge
 from tasks.lineage import recipe_text
 from tasks.registry import Registry, Version
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, open_tracker
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ def promote(name: str, alias: str, root: Path) -> Promotion:
     Raises BadInput with the numbers if a rule does not hold, and if the run has no rules, is not measured or its
     checkpoint is not whole in the store: the alias then stays where it is.
     """
-    tracker = Tracker(Store(root))
-    tracker.check()
+    tracker = open_tracker(Store(root))
     made = find_model(name, tracker)
     rules = _rules(made, tracker)
     verdicts = judge(rules, measured(made, tracker).differences)

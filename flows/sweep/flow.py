@@ -15,6 +15,7 @@ from flows.chain import Sources
 from flows.deployment.notify import notify
 from flows.engine import Execute, here, push, say
 from flows.outcome import Entry, Outcome, Record, Sweep
+from flows.preflight import check_servers
 from flows.pruning import Among, run_recipe
 from flows.recipe import Recipe, to_yaml
 from flows.sharing import Shared
@@ -24,7 +25,6 @@ from moeprune.errors import BadInput
 from tasks.artifacts import Store
 from tasks.identity import key_of
 from tasks.recording import Run
-from tasks.tracking import Tracker
 
 
 @flow(name="sweep", validate_parameters=True, on_failure=[notify], on_crashed=[notify])
@@ -36,8 +36,7 @@ def prune_models(recipe: dict[str, Any], name: str = "sweep", max_parallel: Anno
     """
     recipes = grid.recipes_of(recipe, name)
     store = grid.store_of(recipes)
-    tracker = Tracker(store)
-    tracker.check()
+    tracker = check_servers(store, Path.cwd())
     jobs = [
         Job(number, one, sources, walk(one, sources, store))
         for number, (one, sources) in enumerate(zip(recipes, grid.check(recipes, store), strict=True), 1)

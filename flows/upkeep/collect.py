@@ -20,7 +20,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from flows.upkeep.needing import needed_of
 from moeprune.errors import BadInput
 from tasks.artifacts import MANIFEST, Store
-from tasks.tracking import Tracker
+from tasks.tracking import open_tracker
 
 WEEK = timedelta(weeks=1)
 """So long progress waits for its run to go on."""
@@ -84,8 +84,7 @@ def collect(root: Path, budget: int | None = None, unnamed: bool = False, delete
     store = Store(root)
     if not root.is_dir():
         raise BadInput(f"--store {root}: there is no such folder: give a store, such as .moeprune")
-    tracker = Tracker(store)
-    tracker.check()
+    tracker = open_tracker(store)
     needed = needed_of(tracker)
     found = Collection(root, _held(root), budget, delete)
     for item in waste_of(store):

@@ -19,7 +19,7 @@ from tasks import versioning
 from tasks.artifacts import Artifact, Store
 from tasks.lineage import Lineage, Stage, read_lineage, read_manifest, recipe_text
 from tasks.reachable import impatient
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, open_tracker
 
 ON_DEMAND = ("download", "observe", "distill")
 """Stages that are brought if something must be made from them, or everything is asked for."""
@@ -66,7 +66,7 @@ def restore(name: str, root: Path, project: Path, base: str | None = None, every
     it took. Raises BadInput for an unknown run.
     """
     store = Store(root)
-    tracker = Tracker(store)
+    tracker = open_tracker(store)
     lineage = read_lineage(tracker, run_named(name, tracker))
     text = recipe_text(tracker, lineage.run.id)  # where this is lost, so is the rest
     work = _Work(lineage, tracker, store, project, lineage.run.params | ({"download.source": base} if base else {}))
@@ -105,13 +105,14 @@ class _Work:
         return self._told(stage, lambda _: THERE if self._is_there(stage) else LEFT_OUT)
 
     def _told(self, stage: Stage, how: Callable[[Stage], str]) -> Restored:
-        place = self.store.root / stage.path
+        found, error = "", None
         try:
-            return Restored(stage.title, place, how(stage))
+            found = how(stage)
         except BadInput as fault:
-            return Restored(stage.title, place, "", str(fault))
+            error = str(fault)
         except Exception as fault:  # whatever befalls one result, the others are brought
-            return Restored(stage.title, place, "", f"{type(fault).__name__}: {' '.join(str(fault).split())}")
+            error = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+        return Restored(stage.title, self.store.place(stage.path), found, error)
 
     def _is_there(self, stage: Stage) -> bool:
         artifact = Artifact(stage=stage.stage, key=stage.key, digest=stage.digest)

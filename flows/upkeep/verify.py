@@ -14,6 +14,7 @@ import yaml
 from flows.engine import LOGGED
 from flows.handover.made import run_named
 from flows.upkeep.rebuild import source_of
+from flows.upkeep.restore import ON_DEMAND
 from moeprune.checkpoint import digest_of, open_checkpoint, sha256
 from moeprune.errors import BadInput
 from tasks import versioning
@@ -21,7 +22,7 @@ from tasks.artifacts import MANIFEST, Artifact, Store
 from tasks.lineage import RECIPE, Lineage, Lineages, Stage, read_lineage, read_lineages, read_manifest, recipe_text
 from tasks.reachable import impatient
 from tasks.tracked import Record, flatten
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, open_tracker
 
 State = Literal["ok", "missing", "changed"]
 AT_ONCE = 8
@@ -65,7 +66,7 @@ def verify(name: str | None, root: Path, project: Path, base: str | None = None,
     `base` is where the base model is now, if not where the recipes say. Files in the store whose size and time of
     change are those of the last time count as unchanged, unless `rehash`. Raises BadInput for an unknown run.
     """
-    tracker = Tracker(Store(root))
+    tracker = open_tracker(Store(root))
     found = Lineages([read_lineage(tracker, run_named(name, tracker))], []) if name else read_lineages(tracker)
     runs = [run for run in found.whole if name or run.run.status == "FINISHED"]
     damaged = [(run, why) for run, why in found.damaged if run.status == "FINISHED"]
@@ -93,7 +94,7 @@ class _Checks:
         again = f"moeprune restore {short}, then moeprune run {self.tracker.store.root}/recipes/{short}.yaml"
         for stage in run.stages:
             state = self._in_store(stage)
-            everything = " --everything" if stage.stage in ("observe", "distill") else ""
+            everything = " --everything" if stage.stage in ON_DEMAND else ""
             yield _thing(run, "store", stage.title, state, f"moeprune restore {short}{everything}")
         yield from self._versioned(run, again)
         for stage in run.stages:
@@ -116,16 +117,15 @@ class _Checks:
 
     def _versioned(self, run: Lineage, again: str) -> Iterator[Thing]:
         """What DVC has: the team's remote, where there is one, since nobody else gets at a cache."""
-        versioned = [stage for stage in run.stages if stage.md5]
-        if not versioned:
+        if not any(stage.md5 for stage in run.stages):
             return
         found = self._survey
-        for remote, reason in found.silent.items():
+        sought = [(stage, found.places[stage.md5]) for stage in run.stages if stage.md5]
+        safe = [stage.path for stage, places in sought if (found.team in places if found.team else places)]
+        for remote, reason in found.silent.items() if len(safe) < len(sought) else ():  # it may have the others
             yield _thing(run, "DVC", f"remote '{remote}'", "missing", f"it could not be asked ({reason}): mend that")
-        for stage in versioned:
-            assert stage.md5
-            places = found.places[stage.md5]
-            if found.team in places or (found.team is None and places):
+        for stage, places in sought:
+            if stage.path in safe:
                 yield _thing(run, "DVC", stage.title, "ok", "")
             elif places and found.team not in found.silent:
                 has = ", ".join(sorted(places))

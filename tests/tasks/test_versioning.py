@@ -338,22 +338,22 @@ def test_push_without_any_remote_does_nothing(project: Path, store: Path) -> Non
     assert versioning.push(project) is False
 
 
-def test_where_tells_cache_remote_or_nowhere_and_fetches_nothing(project: Path, store: Path, clone: Path) -> None:
-    wiki, lost = md5_of("corpus"), md5_of("never registered")
-    assert versioning.where([wiki, lost], project) == {wiki: "cache", lost: None}
-    assert versioning.where([wiki, lost], clone) == {wiki: "demo", lost: None}
-    assert versioning.where([wiki], clone, read=True) == {wiki: "demo"}
+def test_survey_tells_cache_remote_or_nowhere_and_fetches_nothing(project: Path, store: Path, clone: Path) -> None:
+    wiki, lost, shipped = md5_of("corpus"), md5_of("never registered"), {"demo"}
+    assert versioning.survey([wiki, lost], project).places == {wiki: {"cache"} | shipped, lost: set()}
+    assert versioning.survey([wiki, lost], clone).places == {wiki: shipped, lost: set()}
+    assert versioning.survey([wiki], clone, read=True).places == {wiki: shipped}
     assert not (clone / "data").exists() and not list((clone / ".dvc").glob("cache/files/md5/*/*"))
 
 
-def test_where_does_not_believe_the_name_of_a_damaged_object(project: Path, clone: Path) -> None:
+def test_survey_does_not_believe_the_name_of_a_damaged_object(project: Path, clone: Path) -> None:
     wiki = md5_of("corpus")
     for root in (project / ".dvc/cache", clone / "demo/remote"):
         held = root / "files/md5" / wiki[:2] / wiki[2:]
         held.unlink()
         write(held, "damage")
-    assert versioning.where([wiki], project, read=True) == {wiki: "demo"}
-    assert versioning.where([wiki], clone, read=True) == {wiki: None}
+    assert versioning.survey([wiki], project, read=True).places == {wiki: {"demo"}}
+    assert versioning.survey([wiki], clone, read=True).places == {wiki: set()}
 
 
 def test_survey_tells_all_places_the_team_s_remote_and_a_remote_that_cannot_be_asked(
@@ -369,6 +369,17 @@ def test_survey_tells_all_places_the_team_s_remote_and_a_remote_that_cannot_be_a
     assert found.places == {wiki: {"cache", "team"}} and found.silent.keys() == {"gone"}
     with pytest.raises(BadInput, match="moeprune init"):
         versioning.survey([wiki], tmp_path)
+
+
+def test_remote_of_which_only_the_name_is_known_is_told_of(project: Path, store: Path) -> None:
+    wiki = versioning.register(store / "tokens", CORPUS, project).md5
+    dvc(project, "config", "core.remote", "team")
+    said = "core.remote names 'team', of which no address is known here: `dvc remote add team ADDRESS`"
+    for used in (versioning.reach, versioning.push):
+        with pytest.raises(BadInput, match=said):
+            used(project)
+    found = versioning.survey([wiki], project)
+    assert found.places == {wiki: {"cache"}} and found.team == "team" and said in found.silent["team"]
 
 
 def test_survey_waits_for_nobody_and_leaves_a_damaged_object_where_it_is(project: Path, store: Path) -> None:

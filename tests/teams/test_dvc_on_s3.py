@@ -67,7 +67,7 @@ def test_file_of_an_older_commit_comes_back_from_s3(project):
     registered(project, "masks/b.json", b"[2]")
     versioning.push(project)
     fresh = clone(project)
-    assert versioning.where([old.md5], fresh) == {old.md5: "team"}
+    assert versioning.survey([old.md5], fresh).places == {old.md5: {"team"}}
     assert versioning.restore(old.md5, fresh).read_bytes() == b"[1]"
 
 
@@ -77,7 +77,7 @@ def test_object_that_changed_on_s3_is_not_taken(project, storage: S3):
     (stored,) = (storage.folder / BUCKET / "dvc").rglob(version.md5[2:])
     stored.write_bytes(b"[4, 3]")
     fresh = clone(project)
-    assert versioning.where([version.md5], fresh, read=True) == {version.md5: None}
+    assert versioning.survey([version.md5], fresh, read=True).places == {version.md5: set()}
     with pytest.raises(BadInput, match=r"masks/c\.json"):
         versioning.pull(fresh)
 

@@ -132,6 +132,15 @@ def test_verify_with_a_remote_that_does_not_answer_says_that_and_no_more(cloned,
     assert "could not be asked" in answer.json["error"]
 
 
+def test_verify_does_not_mind_the_silence_of_a_remote_if_that_of_the_team_has_all(cloned, moeprune):
+    config = cloned.project / ".dvc/config"
+    config.write_text(config.read_text() + "['remote \"gone\"']\n    url = http://127.0.0.1:9/dvc\n")
+    assert moeprune("verify", cloned.run).status == 0
+    shutil.rmtree(cloned.remote)
+    silent = {("DVC", "remote 'gone'"): "missing"}
+    assert faults(moeprune("verify", cloned.run, "--json")) == DVC | silent
+
+
 def test_verify_of_a_remote_with_wrong_bytes_does_not_believe_their_name(cloned, moeprune):
     shutil.rmtree(cloned.project / ".dvc/cache")
     for path in (cloned.remote / "files/md5").glob("*/*"):
