@@ -6,6 +6,7 @@ manifest names, whatever any other record says.
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import threading
@@ -123,7 +124,15 @@ class Store:
 
     def folder(self, artifact: Artifact) -> Path:
         """Where an artifact's files lie."""
-        return self.root / artifact.path
+        return self.place(artifact.path)
+
+    def place(self, path: str) -> Path:
+        """The folder of a result `<stage>/<key>`; of links to files on other disks each machine has its own."""
+        own = self._own(path)
+        return own if own.is_dir() else self.root / path
+
+    def _own(self, path: str) -> Path:
+        return self.root / "links" / machine() / path
 
     def partial(self, step: Step) -> Path:
         """A folder where a long stage keeps its progress until its result is in the store."""
@@ -137,7 +146,7 @@ class Store:
         return content
 
     def find(self, step: Step) -> Artifact | None:
-        """The step's verified result, or None. One that is not what its manifest says is removed."""
+        """The step's verified result, or None. One that is not what its manifest says stays until it is made again."""
         if step.key is None:
             return None
         artifact = Artifact(stage=step.stage, key=step.key, digest="")
@@ -146,7 +155,6 @@ class Store:
             return None
         if fault := self.fault(folder):
             logger().warning("%s: %s in the store: it is made again", step.title, fault)
-            shutil.rmtree(folder)
             return None
         return artifact.model_copy(update={"digest": self.manifest(artifact)["digest"]})
 
@@ -192,11 +200,13 @@ class Store:
         if fault := self.fault(building):
             raise ValueError(fault)
         artifact = Artifact(stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"])
-        target = self.folder(artifact)
+        own = self._own(artifact.path)
+        target = own if any(path.is_symlink() for path in building.iterdir()) else self.root / artifact.path
         for path in building.iterdir():
             sync(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)  # what was there is not the result
+        for folder in {own, target}:  # what was there is not the result
+            shutil.rmtree(folder, ignore_errors=True)
         building.rename(target)
         sync(target.parent)
         return artifact
@@ -211,9 +221,7 @@ class Store:
         with self.lock(f"{step.stage}-{step.key}"):
             if found := self.find(step):
                 return found
-            artifact = Artifact(stage=step.stage, key=step.key, digest="")
-            target = self.folder(artifact)
-            building = target.parent / f".{step.key}.building"
+            building = self.root / step.stage / f".{step.key}.building"
             shutil.rmtree(building, ignore_errors=True)  # what a killed process left behind
             building.mkdir(parents=True)
             started = datetime.now(UTC)
@@ -244,9 +252,9 @@ class Store:
                     "peak_memory_bytes": peak.bytes,
                 },
             }
-            self.adopt(building, manifest)
+            artifact = self.adopt(building, manifest)
             shutil.rmtree(self.root / "partial" / f"{step.stage}-{step.key}", ignore_errors=True)
-            return artifact.model_copy(update={"digest": digest})
+            return artifact
 
     def hash_of(self, path: Path) -> str:
         """sha256 of a file; remembered by inode, size and time of change, so that a second look costs nothing."""
@@ -335,14 +343,19 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def machine() -> str:
+    """Whose links to files elsewhere can be followed: another machine, or another user, may not get there."""
+    return f"{platform.node()}-{os.getuid()}"
+
+
 def git_state() -> dict[str, Any]:
-    """The commit of the working directory and whether it has changes of its own; None where there is no git."""
+    """The commit of the working directory and whether there are changes beyond it; None where there is no git."""
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--", ":/", ":(exclude)data.dvc")  # a run writes that itself
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
 
 

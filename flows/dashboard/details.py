@@ -100,7 +100,7 @@ def manifest(node: Node, tracker: Tracker) -> dict[str, Any]:
 
 def _of_store(node: Node, store: Store) -> dict[str, Any] | None:
     try:
-        content: dict[str, Any] = json.loads((store.root / node.path / MANIFEST).read_text())
+        content: dict[str, Any] = json.loads((store.place(node.path) / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
     return content

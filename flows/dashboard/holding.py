@@ -41,7 +41,7 @@ def stale(lineage: Lineage, recipe: str, store: Store) -> Stale:
     for one in lineage.stages:
         step = steps.get(one.id)
         if step is not None and step.key is not None and step.key != one.key:
-            reasons[one.path] = _reason(step, store.root / one.path / MANIFEST)
+            reasons[one.path] = _reason(step, store.place(one.path) / MANIFEST)
         for origin in one.inputs.values():
             if origin in reasons:
                 read = lineage.by_path[origin]

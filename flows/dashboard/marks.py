@@ -38,7 +38,7 @@ def places(nodes: Iterable[Node], store: Store, project: Path) -> tuple[dict[str
     name and size, not hashed.
     """
     listed = list(nodes)
-    found: dict[str, str | None] = {node.path: STORE if _whole(store.root / node.path) else None for node in listed}
+    found: dict[str, str | None] = {node.path: STORE if _whole(store.place(node.path)) else None for node in listed}
     wanted = {node.path: node.stage.md5 for node in listed if found[node.path] is None and node.stage.md5}
     if not wanted:
         return found, {}

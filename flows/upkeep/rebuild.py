@@ -28,7 +28,7 @@ def rebuild(manifest: Manifest, given: Given, store: Store, scratch: Path) -> Pa
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(store.folder(artifact).absolute())
     runtime = _runtime(manifest["producer"]["runtime"], scratch)
-    return scratch / WORK[step.stage](step, runtime, given, store).path
+    return Store(scratch).folder(WORK[step.stage](step, runtime, given, store))
 
 
 def step_of(manifest: Manifest) -> Step:

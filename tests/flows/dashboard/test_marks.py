@@ -117,7 +117,7 @@ def test_details_tell_hashes_commit_and_maker_as_the_store_has_them(done):
     kept = json.loads((done / ".moeprune" / mask.path / MANIFEST).read_text())
     found = details(mask.path, living.index, living.marks)
     assert found.facts["digest (sha256)"] == kept["digest"] and found.facts["key"] == kept["key"]
-    assert found.facts["git commit"].startswith(sample.git(done, "rev-parse", "HEAD").strip())
+    assert found.facts["git commit"] == sample.git(done, "rev-parse", "HEAD").strip()
     assert found.facts["produced by run"] == f"whole ({entry.id})"
     assert found.facts["cache"] == "hit in 0 of 1 runs"
     assert {path.split("/")[0] for path in found.origins} == {"download", "score"}
