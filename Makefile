@@ -20,7 +20,7 @@ week: $(READY)  ## play a team's week on this machine, every claim checked (docs
 test: $(READY) $(BENCHMARKS)  ## run the tests
 	@$(HAS_BROWSER) || echo "NOTE: no chromium and chromedriver: pages are NOT opened in a browser. Install them: make browser"
 	@$(HAS_POSTGRESQL) || echo "NOTE: no PostgreSQL: a team's servers are NOT tried. Install it: make postgresql"
-	$(BIN)/python -m pytest -rs --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -rs --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint, format, types, directions of imports
 	$(BIN)/ruff check .
