@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from flows.team_commands import COMMANDS, StoreFolder
+from flows.team_commands import COMMANDS, Json, StoreFolder
 from moeprune.errors import BadInput
 
 app = App(
@@ -23,7 +23,9 @@ app = App(
     suppress_keyboard_interrupt=False,
     version_flags=[],
 )
-runs_app = App(name="runs", help="List runs, compare two of them pair by pair, or say which gc must leave alone.")
+runs_app = App(
+    name="runs", help="List runs, compare two of them, say which gc must leave alone, close those that died."
+)
 app.command(runs_app)
 
 Changes = Annotated[
@@ -34,7 +36,6 @@ Changes = Annotated[
         help="Change one key of the recipe, such as mask.ratio=0.5; may be given several times.",
     ),
 ]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line of stdout.")]
 Recipe = Annotated[Path, Parameter(help="A recipe, such as params/demo.yaml.")]
 
 
@@ -259,19 +260,34 @@ def compare(first: str, second: str, /, *, store: StoreFolder = Path(".moeprune"
 
 
 @runs_app.command
-def keep(run: str, /, *, store: StoreFolder = Path(".moeprune")) -> None:
+def keep(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
     """Have `moeprune gc` leave alone all that RUN needs; of a sweep, all of its runs."""
     from flows.runs import keep as mark
 
-    print(f"kept: {', '.join(one.id[:8] for one in mark(run, store, True))}")
+    _told("kept", [one.id for one in mark(run, store, True)], as_json)
 
 
 @runs_app.command
-def unkeep(run: str, /, *, store: StoreFolder = Path(".moeprune")) -> None:
+def unkeep(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
     """Let `moeprune gc` remove what only RUN needs, if the disk budget demands it."""
     from flows.runs import keep as mark
 
-    print(f"no longer kept: {', '.join(one.id[:8] for one in mark(run, store, False))}")
+    _told("no longer kept", [one.id for one in mark(run, store, False)], as_json)
+
+
+@runs_app.command
+def close(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
+    """Have RUN, or a sweep, be over as KILLED: for one whose machine is gone, as `moeprune gc` waits for it."""
+    from flows.runs import close as end
+
+    _told("closed", [end(run, store).id], as_json)
+
+
+def _told(what: str, runs: list[str], as_json: bool) -> None:
+    """What has become of runs."""
+    print(f"{what}: {', '.join(run[:8] for run in runs)}")
+    if as_json:
+        print(json.dumps({"status": "done", "error": None, "runs": runs}))
 
 
 for _command in COMMANDS:

@@ -10,12 +10,24 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line of stdout.")]
-StoreFolder = Annotated[Path, Parameter(env_var="MOEPRUNE_STORE", help="The folder of results that the run used.")]
+StoreFolder = Annotated[Path, Parameter(env_var="MOEPRUNE_STORE", help="The folder of results.")]
+Run = Annotated[str, Parameter(help="A run's id or its beginning, or MODEL@ALIAS of the registry.")]
 Base = Annotated[
     str | None, Parameter(help="Where the base model is now, if not where the recipe says: a folder or a Hub id.")
 ]
 LOCAL = "127.0.0.1"
-Run = Annotated[str, Parameter(help="A run's id or its beginning, or MODEL@ALIAS of the registry.")]
+
+
+def doctor(*, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
+    """Look at all that runs depend on, and say how to mend what is not well: set-up, versions, servers, space, device.
+
+    The exit status is 1 if something must be mended before a run.
+    """
+    from flows.doctor import examine, show
+    from tasks.artifacts import Store
+
+    found = show.each(examine(Store(store)))
+    _end(show.error(found), show.as_json(found), as_json)
 
 
 def deploy() -> None:
@@ -40,6 +52,30 @@ def serve(
     work(registered, limit)
 
 
+def dashboard(
+    *,
+    host: Annotated[str, Parameter(help="The address to listen on; others than this machine may then look.")] = LOCAL,
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="0: any that is free.")] = 8050,
+    page: Annotated[
+        Path | None, Parameter(name="--export", help="Write one HTML file instead, and keep it in the tracker.")
+    ] = None,
+    run: Annotated[
+        tuple[str, ...],
+        Parameter(negative="", help="With --export: a run to draw and compare; several times for more."),
+    ] = (),
+    store: StoreFolder = Path(".moeprune"),
+) -> None:
+    """Lineage, comparisons, audits and models as a web page, read from the tracker and the store."""
+    if page is None:
+        from flows.dashboard.serving import serve as serve_page
+
+        serve_page(store, host, port)
+    else:
+        from flows.dashboard.export import export as write
+
+        print(f"{page}, kept by run {write(page, run, store)}")
+
+
 def promote(
     run: Run,
     /,
@@ -60,6 +96,45 @@ def promote(
     show.promotion(done)
     if as_json:
         print(json.dumps(show.promotion_as_json(done)))
+
+
+def export(
+    run: Run,
+    folder: Annotated[Path, Parameter(help="A folder that is to be made.")],
+    /,
+    *,
+    store: StoreFolder = Path(".moeprune"),
+    as_json: Json = False,
+) -> None:
+    """Copy the checkpoint that RUN made into FOLDER, with a model card, the recipe and the base model's licence."""
+    from flows.handover import show
+    from flows.handover.hand_over import export as export_run
+
+    done = export_run(run, folder, store)
+    show.exported(done, folder)
+    if as_json:
+        print(json.dumps(show.exported_as_json(done, folder)))
+
+
+def push(
+    run: Run,
+    repository: Annotated[str, Parameter(help="A repository on the Hub, such as owner/name; made if it is not there.")],
+    /,
+    *,
+    public: Annotated[
+        bool, Parameter(negative="", help="Let all see a new repository; allow an old one that is.")
+    ] = False,
+    store: StoreFolder = Path(".moeprune"),
+    as_json: Json = False,
+) -> None:
+    """Send what `moeprune export` writes to a repository on the Hub, in one commit. A new repository is private."""
+    from flows.handover import show
+    from flows.handover.hand_over import push as push_run
+
+    package, done = push_run(run, repository, store, public)
+    show.pushed(package, done)
+    if as_json:
+        print(json.dumps(show.pushed_as_json(package, done)))
 
 
 def restore(
@@ -149,77 +224,4 @@ def _end(error: str | None, content: dict[str, Any], as_json: bool) -> None:
         sys.exit(1)
 
 
-def export(
-    run: Run,
-    folder: Annotated[Path, Parameter(help="A folder that is to be made.")],
-    /,
-    *,
-    store: StoreFolder = Path(".moeprune"),
-    as_json: Json = False,
-) -> None:
-    """Copy the checkpoint that RUN made into FOLDER, with a model card, the recipe and the base model's licence."""
-    from flows.handover import show
-    from flows.handover.hand_over import export as export_run
-
-    done = export_run(run, folder, store)
-    show.exported(done, folder)
-    if as_json:
-        print(json.dumps(show.exported_as_json(done, folder)))
-
-
-def push(
-    run: Run,
-    repository: Annotated[str, Parameter(help="A repository on the Hub, such as owner/name; made if it is not there.")],
-    /,
-    *,
-    public: Annotated[
-        bool, Parameter(negative="", help="Let all see a new repository; allow an old one that is.")
-    ] = False,
-    store: StoreFolder = Path(".moeprune"),
-    as_json: Json = False,
-) -> None:
-    """Send what `moeprune export` writes to a repository on the Hub, in one commit. A new repository is private."""
-    from flows.handover import show
-    from flows.handover.hand_over import push as push_run
-
-    package, done = push_run(run, repository, store, public)
-    show.pushed(package, done)
-    if as_json:
-        print(json.dumps(show.pushed_as_json(package, done)))
-
-
-def dashboard(
-    *,
-    host: Annotated[str, Parameter(help="The address to listen on; others than this machine may then look.")] = LOCAL,
-    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="0: any that is free.")] = 8050,
-    export: Annotated[Path | None, Parameter(help="Write one HTML file instead, and keep it in the tracker.")] = None,
-    run: Annotated[
-        tuple[str, ...],
-        Parameter(negative="", help="With --export: a run to draw and compare; several times for more."),
-    ] = (),
-    store: StoreFolder = Path(".moeprune"),
-) -> None:
-    """Lineage, comparisons, audits and models as a web page, read from the tracker and the store."""
-    if export is None:
-        from flows.dashboard.serving import serve as serve_page
-
-        serve_page(store, host, port)
-    else:
-        from flows.dashboard.export import export as write
-
-        print(f"{export}, kept by run {write(export, run, store)}")
-
-
-def doctor(*, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
-    """Look at all that runs depend on, and say how to mend what is not well: set-up, versions, servers, space, device.
-
-    The exit status is 1 if something must be mended before a run.
-    """
-    from flows.doctor import examine, show
-    from tasks.artifacts import Store
-
-    found = show.each(examine(Store(store)))
-    _end(show.error(found), show.as_json(found), as_json)
-
-
-COMMANDS: list[Callable[..., Any]] = [dashboard, deploy, serve, promote, export, push, restore, verify, gc, doctor]
+COMMANDS: list[Callable[..., Any]] = [doctor, deploy, serve, dashboard, promote, export, push, restore, verify, gc]

@@ -113,8 +113,7 @@ def runs(store: Store) -> Iterator[Finding]:
         yield warn(
             "runs",
             f"{run.id[:8]} ({run.name}) is RUNNING in MLflow and {ended} in Prefect: `moeprune gc` waits for it",
-            "if its process is gone, close it: "
-            f"`python -c \"from mlflow import MlflowClient; MlflowClient().set_terminated('{run.id}', 'KILLED')\"`",
+            f"if its process is gone, close it: `moeprune runs close {run.id[:8]} --store {store.root}`",
         )
 
 
