@@ -111,8 +111,10 @@ def service(name: str, environ: Mapping[str, str] = DOTENV) -> tuple[list[str], 
         return environ.get(found["name"]) or found["default"] or ""
 
     content = yaml.safe_load(COMPOSE.read_text())["services"][name]
-    variable = r"\$\{(?P<name>\w+)(?::(?:-(?P<default>[^}]*)|\?[^}]*))?\}"
-    settings = {key: re.sub(variable, value, text) for key, text in content["environment"].items()}
+    variable = r"\$\{(?P<name>\w+)(?::(?:-(?P<default>[^${}]*)|\?[^}]*))?\}"
+    settings = content["environment"]
+    for _ in range(2):  # a default may hold a variable: those within come first
+        settings = {key: re.sub(variable, value, text) for key, text in settings.items()}
     return shlex.split(content.get("command", "")), settings
 
 

@@ -80,6 +80,8 @@ def _wanted(entry: dict[str, Any], content: dict[str, Any]) -> Wanted:
     needed["work_pool.name"] = (entry.get("work_pool") or {}).get("name")
     if missing := [key for key, value in needed.items() if not value]:
         raise BadInput(f"{where}: {missing[0]} is missing, see docs/schedules.md")
+    if "schedule" in entry:  # which Prefect takes, and deploying would take away again
+        raise BadInput(f"{where}: schedule: write `schedules`, a list, in its place")
     try:
         flow: Any = load_flow_from_entrypoint(entry["entrypoint"])
     except Exception as error:  # importing fails in as many ways as there are modules

@@ -8,32 +8,43 @@ from urllib.request import urlopen
 import pytest
 import team_page
 import yaml
+from mlflow.server.security_utils import is_allowed_host_header
 from servers import BUCKET, COMPOSE, ROLE, SECRETS, Postgres, Team, service
 
-BIND = {"BIND": "127.0.0.1"}
-INSIDE = {  # what containers call what a single machine has
-    "0.0.0.0": BIND["BIND"],
-    "postgres:5432": "127.0.0.1:5432",
-    "http://s3:9000": "http://127.0.0.1:9000",
-    "/store": "/srv/moeprune",
-}
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
-def outside(text: str) -> str:
-    for name, value in INSIDE.items():
+def outside(text: str, address: str = "127.0.0.1") -> str:
+    """What containers call their things by, as a single machine has them, its servers being at an address."""
+    inside = {
+        "0.0.0.0": address,
+        "postgres:5432": "127.0.0.1:5432",
+        "http://s3:9000": f"http://{address}:9000",
+        "/store": "/srv/moeprune",
+    }
+    for name, value in inside.items():
         text = text.replace(name, value)
     return text
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.5"], ids=["here", "for a network"])
 @pytest.mark.parametrize(("name", "heading"), [("s3", "S3"), ("prefect", "Prefect"), ("mlflow", "MLflow")])
-def test_server_is_started_by_the_page_as_by_compose(name, heading):
-    command, settings = service(name, SECRETS)
+def test_server_is_started_by_the_page_as_by_compose(name, heading, address):
+    bind = {"BIND": address}
+    command, settings = service(name, SECRETS | bind)
     # The page has the secrets, keys among them, exported before.
-    wanted = {key: outside(value) for key, value in settings.items() if key not in KEYS}
-    assert team_page.settings(heading, SECRETS | BIND) == wanted
+    wanted = {key: outside(value, address) for key, value in settings.items() if key not in KEYS}
+    assert team_page.settings(heading, SECRETS | bind) == wanted
     program = ["rclone"] if name == "s3" else []  # which is its image's entry point
     assert team_page.command(heading) == program + [outside(word) for word in command]
+
+
+@pytest.mark.parametrize("named", [{}, {"BIND": "10.0.0.5"}, {"MLFLOW_SERVER_ALLOWED_HOSTS": "mlflow.example.org:*"}])
+def test_mlflow_answers_to_the_address_it_listens_on_and_to_a_name_that_it_was_told(named):
+    allowed = service("mlflow", SECRETS | named)[1]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    name = next(iter(named.values()), "127.0.0.1").removesuffix(":*")
+    assert is_allowed_host_header(allowed, f"{name}:5000")
+    assert not is_allowed_host_header(allowed, "elsewhere.example.org:5000")
 
 
 def test_pages_of_prefect_ask_an_address_that_browsers_reach(prefect_url):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from scheduled import client_of, scheduler, write_file
@@ -108,14 +109,27 @@ def test_deploy_form_explains_and_the_server_refuses_what_the_params_do(place, a
         (lambda folder: write_file(folder, NIGHTLY | {"work_pool": None}), "'nightly': work_pool.name is missing"),
         (lambda folder: write_file(folder, NIGHTLY, NIGHTLY), "two deployments have the same name"),
         (lambda folder: write_file(folder, {"name": "a", "schedules": [{"cron": "never"}]}), "never"),
+        (lambda folder: write_file(folder, {"name": "a", "schedule": {"cron": "0 2 * * *"}}), "write `schedules`"),
         (lambda folder: shutil.copy(folder / "sources/wiki.jsonl", folder / "params/quick.yaml"), "params/quick.yaml"),
     ],
-    ids=["no file", "no YAML", "no flow", "no pool", "one name", "cron", "recipe"],
+    ids=["no file", "no YAML", "no flow", "no pool", "one name", "cron", "schedule", "recipe"],
 )  # fmt: skip
 def test_deploy_of_a_file_that_cannot_be_used_is_refused_in_one_line(spoil, said, place, moeprune):
     spoil(place)
     done = moeprune("deploy")
     assert done.status == 2 and said in done.err, done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_serve_of_what_this_process_cannot_work_for_is_refused_in_one_line(place, api, moeprune):
+    write_file(place, NIGHTLY | {"work_pool": {"name": "one"}}, OTHER | {"work_pool": {"name": "two"}})
+    done = moeprune("serve")
+    assert done.status == 2 and "the work pools one and two" in done.err and len(done.err.splitlines()) == 1, done.err
+    with client_of(api) as client:
+        client.create_work_pool(WorkPoolCreate(name="elsewhere", type="docker"))
+    write_file(place, NIGHTLY | {"work_pool": {"name": "elsewhere"}})
+    done = moeprune("serve")
+    assert done.status == 2 and "'elsewhere' is for workers of type docker" in done.err, done.err
     assert len(done.err.splitlines()) == 1
 
 

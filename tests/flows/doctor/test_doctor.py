@@ -20,7 +20,7 @@ from servers import BUCKET, S3, Team
 from started import free_port
 
 from flows import doctor
-from flows.doctor import machine, project, servers
+from flows.doctor import machine, servers
 from flows.doctor.health import Finding, refused
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
@@ -59,7 +59,7 @@ def test_doctor_in_an_empty_folder_says_how_to_mend_it_and_that_mends_it(moeprun
     assert "DVC remote" not in said
 
     assert moeprune("init").status == 0
-    assert one(project.git).what.startswith("nothing is committed")
+    assert one(doctor.project.git).what.startswith("nothing is committed")
     sample.git(tmp_path, "add", "--all")
     sample.git(tmp_path, "commit", "--quiet", "--message", "project")
     answer = moeprune("doctor", "--json")
@@ -69,7 +69,7 @@ def test_doctor_in_an_empty_folder_says_how_to_mend_it_and_that_mends_it(moeprun
     assert said["DVC remote"]["health"] == "warn" and "dvc remote add" in said["DVC remote"]["mend"]
 
     Path("new").touch()
-    assert one(project.git).health == "warn"
+    assert one(doctor.project.git).health == "warn"
 
 
 def test_doctor_of_a_whole_team_finds_nothing_ill(team: Team, template, tmp_path):
@@ -110,13 +110,20 @@ def test_doctor_says_when_the_server_does_not_schedule(server, monkeypatch):
             client.delete_flow(flow)
 
 
+def test_doctor_says_when_only_the_name_of_a_remote_is_known(project):
+    subprocess.run([sys.executable, "-m", "dvc", "config", "core.remote", "team"], check=True)
+    found = one(doctor.project.dvc, "DVC remote")
+    assert found.health == "fail" and "no address is known here" in found.what
+    assert found.mend == "`dvc remote add team ADDRESS`"
+
+
 @pytest.mark.parametrize("ill", ["address", "keys", "bucket"])
 def test_doctor_says_what_is_ill_with_a_remote_on_s3(ill, project, keys: S3, monkeypatch):
     endpoint = f"http://127.0.0.1:{free_port()}" if ill == "address" else keys.endpoint
     team_page.name_remote(project, endpoint, "s3://absent/dvc" if ill == "bucket" else f"s3://{BUCKET}/dvc")
     if ill == "keys":
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    found = one(project.dvc, "DVC remote")
+    found = one(doctor.project.dvc, "DVC remote")
     assert found.health == "fail" and "team" in found.what
     told = {"address": "refused", "keys": "forbidden", "bucket": "no bucket 'absent'"}
     assert told[ill] in found.what.lower()
@@ -127,10 +134,10 @@ def test_doctor_says_when_a_remote_in_a_folder_cannot_be_made(project, tmp_path)
     (tmp_path / "remote").mkdir()
     place = tmp_path / "remote/dvc"
     subprocess.run([sys.executable, "-m", "dvc", "remote", "add", "--default", "team", str(place)], check=True)
-    assert one(project.dvc, "DVC remote") == Finding("DVC remote", "ok", str(place))
+    assert one(doctor.project.dvc, "DVC remote") == Finding("DVC remote", "ok", str(place))
     shutil.rmtree(tmp_path / "remote")
     (tmp_path / "remote").write_text("a file")
-    assert one(project.dvc, "DVC remote").health == "fail"
+    assert one(doctor.project.dvc, "DVC remote").health == "fail"
 
 
 def test_doctor_says_when_servers_do_not_answer(tmp_path, monkeypatch):
