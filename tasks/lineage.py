@@ -7,11 +7,12 @@ A stage's result is a node, named by stage and key; what it was made from is tol
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 from moeprune.checkpoint import digest_of
@@ -87,7 +88,7 @@ class Lineage:
 
 def read_lineage(tracker: Tracker, prefix: str) -> Lineage:
     """The lineage of the run whose id begins like that. Raises BadInput unless there is exactly one."""
-    return lineage_of(tracker.find_run(prefix), tracker.models())
+    return lineage_of(tracker.find_run(prefix), by_digest(tracker.models()))
 
 
 @dataclass(frozen=True)
@@ -97,29 +98,41 @@ class Lineages:
     whole: list[Lineage]
     damaged: list[tuple[Record, str]]
     """The others, and why their records cannot be read."""
+    models: Mapping[str, LoggedModel] = field(default_factory=dict)
+    """What was read of models, by their digests."""
 
 
-def read_lineages(tracker: Tracker, since: datetime | None = None) -> Lineages:
-    """Those of all runs, those of sweeps and audits included; `since`: begun then or later."""
-    models = tracker.models()
-    found = Lineages([], [])
-    for run in tracker.runs_with_stages(since):
+def read_lineages(
+    tracker: Tracker, since: datetime | None = None, known: Mapping[str, LoggedModel] = MappingProxyType({})
+) -> Lineages:
+    """Those of all runs, those of sweeps and audits included; `since`: begun then or later.
+
+    `known` are models that were read before, by their digests: with `since` only newer ones are asked for.
+    """
+    runs = tracker.runs_with_stages(since)
+    found = Lineages([], [], {**known, **by_digest(tracker.models(since))})  # after the runs, that none is lacking
+    for run in runs:
         try:
-            found.whole.append(lineage_of(run, models))
+            found.whole.append(lineage_of(run, found.models))
         except BadInput as error:
             found.damaged.append((run, str(error)))
     return found
 
 
-def lineage_of(run: Record, models: Iterable[LoggedModel] = ()) -> Lineage:
-    """The lineage of a run read with its children. `models` may be those of other runs, too.
+def by_digest(models: Iterable[LoggedModel]) -> dict[str, LoggedModel]:
+    """Models by the digests of their checkpoints."""
+    return {model.digest: model for model in models}
+
+
+def lineage_of(run: Record, models: Mapping[str, LoggedModel] = MappingProxyType({})) -> Lineage:
+    """The lineage of a run read with its children. `models`, by their digests, may be those of other runs, too.
 
     Raises BadInput if the record of a stage lacks something, or has no place in a store: whoever can write to the
     tracker can write anything.
     """
     stages = tuple(_stage_of(child) for child in run.children if child.tags.get("role") == "stage")
-    digests = {stage.digest for stage in stages}
-    return Lineage(run, stages, tuple(model for model in models if model.digest in digests))
+    digests = dict.fromkeys(stage.digest for stage in stages)
+    return Lineage(run, stages, tuple(models[digest] for digest in digests if digest in models))
 
 
 def _stage_of(child: Record) -> Stage:

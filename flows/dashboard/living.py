@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +13,9 @@ from flows.dashboard.index import Index
 from flows.dashboard.marks import Marks, places
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
-from tasks.lineage import Lineage, read_lineages, recipe_text
+from tasks.lineage import Lineage, by_digest, read_lineages, recipe_text
 from tasks.registry import Registry
+from tasks.tracked import LoggedModel
 from tasks.tracking import Tracker
 
 FIRST = 30
@@ -44,6 +45,8 @@ class Living:
         """Why the last look at the tracker failed; empty if it did not."""
         self.damaged: dict[str, str] = {}
         """Why runs cannot be shown, by their ids."""
+        self._models: Mapping[str, LoggedModel] = {}
+        """All that have been read, by their digests."""
         self._waiting: deque[str] = deque()
         self._placed: set[str] = set()
         """Nodes whose bytes have been looked for since everything was read."""
@@ -99,6 +102,7 @@ class Living:
                 self._waiting.extendleft(updated.entries.keys() - known)
 
     def _read_all(self, now: datetime) -> None:
+        self._models = by_digest(self.tracker.models())
         if not self.whole and len(newest := self.tracker.list_runs(FIRST)) == FIRST:
             self._add(Index.of(self._lineages(newest[-1].start), now))
         self._add(Index.of(self._lineages(), now))
@@ -109,7 +113,8 @@ class Living:
             self._waiting = deque(self.index.entries)
 
     def _lineages(self, since: datetime | None = None) -> list[Lineage]:
-        found = read_lineages(self.tracker, since)
+        found = read_lineages(self.tracker, since, self._models)
+        self._models = found.models
         read = {one.run.id for one in found.whole}
         before = {} if since is None else {run: why for run, why in self.damaged.items() if run not in read}
         self.damaged = before | {run.id: f"run {run.id[:8]}: {why}" for run, why in found.damaged}

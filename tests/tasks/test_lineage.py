@@ -14,7 +14,8 @@ from mlflow.tracking import MlflowClient
 from moeprune.checkpoint import digest_of
 from moeprune.errors import BadInput
 from tasks.artifacts import Artifact, Step, Store
-from tasks.lineage import lineage_of, read_lineage, read_lineages, read_manifest, recipe_text, upstream
+from tasks.lineage import by_digest, lineage_of, read_lineage, read_lineages, read_manifest, recipe_text, upstream
+from tasks.tracked import LoggedModel
 from tasks.tracking import Tracker
 
 MD5 = "0cc175b9c0f1b6a831c399e269772661"
@@ -62,7 +63,7 @@ def digest(stage: str, key: str) -> str:
     return digest_of({"file": hashed(stage, key)})
 
 
-def manifest(stage: str, key: str, started: datetime | None = None) -> dict[str, Any]:
+def manifest(stage: str, key: str, started: datetime | None = None, seconds: float = 2.5) -> dict[str, Any]:
     return {
         "stage": stage,
         "of": "it",
@@ -77,7 +78,7 @@ def manifest(stage: str, key: str, started: datetime | None = None) -> dict[str,
             "flow_run": "flow-1",
             "git_commit": None,
             "git_dirty": None,
-            "seconds": 2.5,
+            "seconds": seconds,
             "peak_memory_bytes": 4096,
             "started": (started or datetime.now(UTC)).isoformat(),
         },
@@ -134,16 +135,51 @@ def test_lineages_of_all_runs_are_those_of_each_newest_first_and_without_sweeps(
     found = read_lineages(tracker).whole
     assert [one.run.id for one in found] == [second, first]
     assert found == [read_lineage(tracker, second), read_lineage(tracker, first)]
-    assert lineage_of(found[0].run, tracker.models()) == found[0]
+    assert lineage_of(found[0].run, by_digest(tracker.models())) == found[0]
 
 
 def test_lineages_since_a_moment_have_stages_that_began_before_it(tracker, tmp_path):
     record(tracker, tmp_path, "old")
     moment = datetime.now(UTC)
-    with tracker.run("waits for another process", {}) as run:
-        run.log_stage("mask", "mask", "", manifest("mask", "new", moment - timedelta(hours=1)), "miss")
+    with tracker.run("goes on with what was begun", {}) as run:
+        begun = (moment - timedelta(hours=1)).replace(microsecond=0)  # as manifests have it
+        run.log_stage("mask", "mask", "", manifest("mask", "new", begun, 3600), "miss")
     (found,) = read_lineages(tracker, moment - timedelta(milliseconds=1)).whole
     assert found.run.id == run.id and [stage.path for stage in found.stages] == [place("mask", "new")]
+
+
+def test_lineages_since_a_moment_ask_for_its_models_and_have_those_known(tracker, tmp_path, monkeypatch):
+    record(tracker, tmp_path, "old")
+    known = by_digest(tracker.models())
+    moment = datetime.now(UTC)
+    run = record(tracker, tmp_path, "new")
+    with tracker.run("reads a base model that is known", {}) as later:
+        later.log_stage("download it", "download", "it", manifest("download", "old"), "hit")
+    asked: list[list[LoggedModel]] = []
+    ask = tracker.models
+    monkeypatch.setattr(tracker, "models", lambda since: asked.append(ask(since)) or asked[-1])
+    newest, found = read_lineages(tracker, moment, known).whole
+    assert {model.digest for model in asked[0]} == {digest("download", "new"), digest("prune", "new")}
+    assert found == read_lineage(Tracker(tracker.store), run)
+    assert [model.digest for model in newest.models] == [digest("download", "old")]
+
+
+def test_lineages_read_in_pages_have_each_run_once(tracker, tmp_path, monkeypatch):
+    for key in "abc":
+        record(tracker, tmp_path, key)
+    search, pages = MlflowClient.search_runs, []
+
+    def two_by_two(client: MlflowClient, *words: Any, **options: Any) -> Any:
+        if "page_token" not in options:
+            return search(client, *words, **options)
+        pages.append(options["page_token"])
+        if len(pages) == 5:  # of stages
+            record(tracker, tmp_path, "d")  # moves those that follow it
+        return search(client, *words, **options, max_results=2)
+
+    monkeypatch.setattr(MlflowClient, "search_runs", two_by_two)
+    stages = [[stage.path for stage in one.stages] for one in read_lineages(tracker).whole]
+    assert stages[-3:] == [[place(stage, key) for stage in CHAIN] for key in "cba"]
 
 
 def test_a_file_that_the_tracker_lost_is_named(tracker, tmp_path):

@@ -1,7 +1,10 @@
 """The dashboard's look at its tracker, with what goes wrong there."""
 
+from contextlib import ExitStack
+
 import many_runs
 import pytest
+from mlflow.tracking import MlflowClient
 from recorded import stage
 
 from flows.dashboard import lists
@@ -46,6 +49,32 @@ def test_living_whole_read_that_fails_is_tried_again_at_the_next_look(store, mon
     assert len(living.index.entries) == 2 and not living.whole
     living.read()
     assert len(living.index.entries) == 4 and living.whole and living.unchecked == 4
+
+
+def test_living_asks_the_tracker_as_often_for_many_runs_as_for_one(store, monkeypatch):
+    asked = []
+
+    def counted(name):
+        ask = getattr(MlflowClient, name)
+        return lambda *words, **options: asked.append(name) or ask(*words, **options)
+
+    living = new(store)
+    living.tracker.check()
+    monkeypatch.setattr(looking, "FIRST", 4)
+    for name in dir(MlflowClient):
+        if name.startswith(("search_", "get_", "list_", "download_")):
+            monkeypatch.setattr(MlflowClient, name, counted(name))
+    living.read()
+    assert len(asked) <= 11  # the newest runs: 5, all of them: 3, the registry: 3
+    with ExitStack() as opened:
+        for name in "abc":
+            opened.enter_context(living.tracker.run(name, {}))
+        for _ in range(2):
+            asked.clear()
+            living.read()
+            assert len(asked) <= 3 and len(living.index.entries) == 7
+    for run in living.tracker.list_runs(3):
+        MlflowClient(living.tracker.uri).delete_run(run.id)
 
 
 def test_living_run_whose_record_is_damaged_is_told_and_leaves_the_others(store):
