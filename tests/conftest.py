@@ -4,12 +4,13 @@ Deterministic algorithms are not forced: that equal runs give equal bytes is a c
 """
 
 import os
-import tempfile
+from tempfile import TemporaryDirectory
 
 # Read when the libraries are imported, hence before them.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="moeprune-datasets-")  # not the user's own
-os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="moeprune-modules-")  # where code of models is copied to
+_own = TemporaryDirectory(prefix="moeprune-tests-")  # not the user's; goes when this process ends
+os.environ["HF_DATASETS_CACHE"] = f"{_own.name}/datasets"
+os.environ["HF_MODULES_CACHE"] = f"{_own.name}/modules"  # where code of models is copied to
 
 import pytest
 import torch

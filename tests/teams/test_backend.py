@@ -7,11 +7,11 @@ from machines import at_once
 from servers import Postgres
 
 from tasks.artifacts import Store
+from tasks.lineage import read_lineages
 from tasks.tracking import Tracker
 
 MANIFEST = {
-    "key": "k",
-    "digest": "d",
+    "digest": "d" * 64,
     "inputs": {},
     "params": {"a": 1},
     "facts": {"tokens": 8},
@@ -36,9 +36,10 @@ def record(folder: Path) -> None:
     file.write_text(folder.name)
     with tracker.run(folder.name, {"a": 1}, recipe="a: 1\n") as run:
         for number, name in enumerate(CORPORA):
-            child = run.log_stage(f"calibrate {name}", "calibrate", name, MANIFEST, "miss", [file])
+            manifest = MANIFEST | {"key": f"{number:064x}"}
+            child = run.log_stage(f"calibrate {name}", "calibrate", name, manifest, "miss", [file])
             run.log_corpus(child, name, f"{number:032x}", f"{name}.jsonl", 8)
-        run.log_model("base", "b" * 64, "base")
+        run.log_model("base", MANIFEST["digest"], "base")
 
 
 @pytest.mark.parametrize("kind", ["database", "server"])
@@ -52,9 +53,15 @@ def test_tracker_begun_by_many_at_once_loses_no_run(kind, cluster: Postgres, req
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     tracker = Tracker(Store(tmp_path / "later"))
-    found = tracker.list_runs(100)
-    assert sorted(run.name for run in found) == names
-    assert {run.status for run in found} == {"FINISHED"}
+    found = read_lineages(tracker)
+    assert found.damaged == [] and sorted(one.run.name for one in found.whole) == names
+    (model,) = tracker.models()
+    for one in found.whole:
+        assert one.run.status == "FINISHED" and one.models == (model,)
+        assert [(stage.of, int(stage.key, 16)) for stage in one.stages] == [
+            (name, number) for number, name in enumerate(CORPORA)
+        ]
+        assert {stage.metrics["tokens"] for stage in one.stages} == {8}
+        assert [tracker.files(stage.id) for stage in one.stages] == [["report.json"]] * len(CORPORA)
     for number in range(len(CORPORA)):
         assert len(tracker.runs_with_dataset(f"{number:032x}")) == MACHINES
-    assert len(tracker.models()) == 1
