@@ -3,14 +3,15 @@
 Deterministic algorithms are not forced: that equal runs give equal bytes is a claim about moeprune.
 """
 
+import atexit
 import os
-from tempfile import TemporaryDirectory
+import shutil
+import tempfile
 
 # Read when the libraries are imported, hence before them.
 os.environ["HF_HUB_OFFLINE"] = "1"
-_own = TemporaryDirectory(prefix="moeprune-tests-")  # not the user's; goes when this process ends
-os.environ["HF_DATASETS_CACHE"] = f"{_own.name}/datasets"
-os.environ["HF_MODULES_CACHE"] = f"{_own.name}/modules"  # where code of models is copied to
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="moeprune-datasets-")  # not the user's own
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="moeprune-modules-")  # where code of models is copied to
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from servers import storage as storage
 from servers import team as team
 from transformers.utils import logging
 
+for _cache in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
+    atexit.register(shutil.rmtree, os.environ[_cache], ignore_errors=True)
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
 logging.set_verbosity_error()
 logging.disable_progress_bar()
