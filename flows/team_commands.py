@@ -1,6 +1,7 @@
 """The commands of teams; `flows.command` registers them."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ Run = Annotated[str, Parameter(help="A run's id or its beginning, or MODEL@ALIAS
 Base = Annotated[
     str | None, Parameter(help="Where the base model is now, if not where the recipe says: a folder or a Hub id.")
 ]
-LOCAL = "127.0.0.1"
+LOCAL, PORT = "127.0.0.1", 8050
 
 
 def doctor(*, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
@@ -55,7 +56,7 @@ def serve(
 def dashboard(
     *,
     host: Annotated[str, Parameter(help="The address to listen on; others than this machine may then look.")] = LOCAL,
-    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="0: any that is free.")] = 8050,
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), help="0: any that is free.")] = PORT,
     page: Annotated[
         Path | None, Parameter(name="--export", help="Write one HTML file instead, and keep it in the tracker.")
     ] = None,
@@ -66,6 +67,13 @@ def dashboard(
     store: StoreFolder = Path(".moeprune"),
 ) -> None:
     """Lineage, comparisons, audits and models as a web page, read from the tracker and the store."""
+    from moeprune.errors import BadInput
+
+    os.environ["HF_HUB_OFFLINE"] = "1"  # who looks asks no Hub; read when its library is imported, which is below
+    if page is None and run:
+        raise BadInput("--run is for --export FILE: in the page, runs are chosen in the list")
+    if page is not None and (host, port) != (LOCAL, PORT):
+        raise BadInput("--export FILE listens nowhere: leave out --host and --port")
     if page is None:
         from flows.dashboard.serving import serve as serve_page
 

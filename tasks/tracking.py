@@ -61,6 +61,11 @@ class Tracker:
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root.absolute() / 'mlflow.db'}"
         self.experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "moeprune"
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is something to be asked: a server that was named, or the database that a first run makes."""
+        return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (self.store.root / "mlflow.db").is_file()
+
     def check(self) -> None:
         """Raise BadInput within seconds if runs cannot be recorded."""
         try:

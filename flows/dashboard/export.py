@@ -8,13 +8,11 @@ from flows.dashboard.audits import audits, overview
 from flows.dashboard.details import details, manifest, wrong
 from flows.dashboard.graph import graph_of
 from flows.dashboard.index import Entry
-from flows.dashboard.living import Living
+from flows.dashboard.living import Living, living_of
 from flows.dashboard.picture import Picture, Told
 from flows.pages import Column, Measured, Page, Paragraph, Part, Section, Table
 from flows.pages.table import Cell
 from moeprune.errors import BadInput
-from tasks.artifacts import Store
-from tasks.tracking import open_tracker
 
 DRAWN = 6
 """Newest runs drawn and compared where none is named."""
@@ -32,7 +30,7 @@ def export(path: Path, runs: Sequence[str], store: Path) -> str:
     """
     if path.suffix != ".html":
         raise BadInput(f"--export {path}: a page is an HTML file: give a name that ends in .html")
-    living = Living(open_tracker(Store(store)), Store(store), Path.cwd())
+    living = living_of(store)
     living.read()
     chosen = _chosen(living, runs)
     living.ask([entry.id for entry in reversed(chosen)])

@@ -16,7 +16,7 @@ from tasks.artifacts import Store
 from tasks.lineage import Lineage, by_digest, read_lineages, recipe_text
 from tasks.registry import Registry
 from tasks.tracked import LoggedModel
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, open_tracker
 
 FIRST = 30
 """Newest runs and sweeps read first, so that there is something to look at."""
@@ -26,6 +26,17 @@ WHOLE = 600.0
 """Seconds after which everything is read and checked again: tags, code, sources and files may have changed."""
 OPEN = timedelta(days=2)
 """How long a run that has not ended is read again and again; by then its process is gone."""
+
+
+def living_of(store: Path) -> "Living":
+    """Of a store and its tracker, seen from the working directory. Raises BadInput if there is nothing to look at."""
+    found = Store(store)
+    if not Tracker(found).is_there:
+        raise BadInput(
+            f"there is neither {store / 'mlflow.db'} nor MLFLOW_TRACKING_URI: start it in a project that has "
+            "runs, or name the store with --store or the team's tracker"
+        )
+    return Living(open_tracker(found), found, Path.cwd())
 
 
 class Living:

@@ -1,10 +1,9 @@
 """The dashboard's server: files of its own only, this machine only unless told otherwise."""
 
 import logging
-import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Event, Thread
@@ -16,12 +15,10 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from flows.dashboard.answers import register
 from flows.dashboard.audits import report
-from flows.dashboard.living import Living
+from flows.dashboard.living import Living, living_of
 from flows.dashboard.page import layout
 from flows.pages import NOTHING_FETCHED
 from moeprune.errors import BadInput
-from tasks.artifacts import Store
-from tasks.tracking import open_tracker
 
 NOTHING_ELSEWHERE = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -96,8 +93,8 @@ def listen(living: Living, host: str, port: int) -> BaseWSGIServer:
 
 @contextmanager
 def serving(store: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve in the background; gives the address. BadInput as `open_tracker` and `listen`."""
-    living = Living(open_tracker(Store(store)), Store(store), Path.cwd())
+    """Serve in the background; gives the address. BadInput as `living_of` and `listen`."""
+    living = living_of(store)
     server = listen(living, host, port)
     living.start()
     Thread(target=server.serve_forever, daemon=True).start()
@@ -110,9 +107,9 @@ def serving(store: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[str
 
 def serve(store: Path, host: str, port: int) -> None:
     """Serve until interrupted. BadInput as `serving`."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # looking at a page asks no Hub
     with serving(store, host, port) as address:
         print(f"moeprune dashboard at {address} (Ctrl-C ends it)", flush=True)
         if not is_local(host):
             print("Anyone who can reach this address sees it all: there is no log-in.", flush=True)
-        Event().wait()
+        with suppress(KeyboardInterrupt):
+            Event().wait()

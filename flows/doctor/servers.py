@@ -62,7 +62,7 @@ def mlflow(store: Store) -> Iterator[Finding]:
 
     tracker = Tracker(store)
     named = bool(os.environ.get("MLFLOW_TRACKING_URI"))
-    if not _has_tracker(store):
+    if not tracker.is_there:
         yield ok("MLflow", "MLFLOW_TRACKING_URI is not set: runs will be recorded in the store")
         return
     address = without_password(tracker.uri)
@@ -95,11 +95,11 @@ def runs(store: Store) -> Iterator[Finding]:
 
     from tasks.tracking import Tracker
 
-    if not get_current_settings().api.url or not _has_tracker(store):
+    tracker = Tracker(store)
+    if not get_current_settings().api.url or not tracker.is_there:
         return
     over = []
     try:
-        tracker = Tracker(store)
         tracker.check()
         with get_client(sync_client=True, httpx_settings={"timeout": PATIENCE}) as client:
             for run in tracker.under_way():
@@ -115,10 +115,6 @@ def runs(store: Store) -> Iterator[Finding]:
             f"{run.id[:8]} ({run.name}) is RUNNING in MLflow and {ended} in Prefect: `moeprune gc` waits for it",
             f"if its process is gone, close it: `moeprune runs close {run.id[:8]} --store {store.root}`",
         )
-
-
-def _has_tracker(store: Store) -> bool:
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (store.root / "mlflow.db").is_file()
 
 
 def _without_runs_ahead(client: "SyncPrefectClient") -> list[str]:

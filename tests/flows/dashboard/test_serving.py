@@ -1,9 +1,16 @@
 """The dashboard's server without a browser: who is answered, what is served, what the command refuses."""
 
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import hub
 import many_runs
 import pytest
 
@@ -94,9 +101,43 @@ def test_serving_port_that_is_taken_is_refused_in_one_line(few):
 @pytest.mark.parametrize(("words", "said"), [
     (("--export", "page.txt"), "--export page.txt: a page is an HTML file"),
     (("--export", "page.html"), "the tracker has no run yet"),
+    (("--export", "page.html", "--port", "0"), "--export FILE listens nowhere"),
+    (("--run", "0123"), "--run is for --export FILE"),
+    (("--store", "elsewhere"), "there is neither elsewhere/mlflow.db nor MLFLOW_TRACKING_URI"),
+    (("--store", "elsewhere", "--export", "page.html"), "there is neither elsewhere/mlflow.db nor MLFLOW_TRACKING_URI"),
     (("--host", "no.such.host.invalid", "--port", "0"), "--host no.such.host.invalid --port 0: cannot be listened on"),
 ])  # fmt: skip
 def test_dashboard_command_unusable_request_is_refused(project, moeprune, words, said):
     answer = moeprune("dashboard", *words)
     assert answer.status == 2 and said in answer.err and answer.err.count("\n") == 1
-    assert not Path("page.html").exists()
+    assert not Path("page.html").exists() and not Path("elsewhere").exists()
+
+
+@contextmanager
+def started(folder: Path, *words: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    """`moeprune dashboard` as a process of its own in a folder, killed if it has not ended with the block."""
+    command = [sys.executable, "-m", "flows.command", "dashboard", *words]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | environ
+    kept = {"env": environment | {"PYTHONPATH": str(Path(__file__).parents[3])}, "cwd": folder, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kept) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_dashboard_ends_at_an_interrupt_without_an_error(few, tmp_path):
+    with started(tmp_path, "--port", "0", "--store", str(few.store.root)) as process:
+        assert "moeprune dashboard at http://127.0.0.1:" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_export_asks_no_hub(few, tmp_path):
+    with hub.serve({}) as served:  # in this folder, demo/model is no folder but a name on the Hub
+        words = ("--export", "page.html", "--store", str(few.store.root))
+        with started(tmp_path, *words, HF_ENDPOINT=served.url) as process:
+            _, said = process.communicate(timeout=300)
+        assert (process.returncode, said, served.requests) == (0, "", [])
+    assert "demo/model" in (tmp_path / "page.html").read_text()
