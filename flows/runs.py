@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.upkeep.needing import note_use
 from moeprune import weight_masks
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from tasks import comparison
-from tasks.artifacts import Artifact, Store
+from tasks.artifacts import Store, logger
 from tasks.lineage import lineage_of
 from tasks.tracked import KEPT, Record
 from tasks.tracking import open_tracker
@@ -43,9 +44,14 @@ def keep(prefix: str, store: Path, kept: bool) -> list[Record]:
     runs = list(found.children) if found.tags["role"] == "sweep" else [found]
     for run in runs:
         tracker.tag(run.id, KEPT, "true" if kept else None)
-        for stage in lineage_of(tracker.find_run(run.id)).stages if kept else ():
-            # A gc that is under way does not see the tag, but it sees this.
-            tracker.store.touch(Artifact(stage=stage.stage, key=stage.key, digest=stage.digest))
+        if kept and (missing := note_use(lineage_of(tracker.find_run(run.id)), tracker.store)):
+            logger().warning(
+                "run %s: %s of its results are not in the store, such as %s: `moeprune restore %s` brings them back",
+                run.id[:8],
+                len(missing),
+                missing[0],
+                run.id[:8],
+            )
     return runs
 
 

@@ -55,15 +55,14 @@ class Registry:
 
     def versions(self, name: str | None = None) -> list[Version]:
         """All that are registered, or those of one model, newest first."""
+        found = [self._version(one) for one in _all(self._client.search_model_versions)]
+        # A search tells a version's tags, but not its aliases. A model may be deleted between the two.
         held = {
             model.name: {alias: int(number) for alias, number in model.aliases.items()}
             for model in _all(self._client.search_registered_models)
         }
-        models = self._models()
-        # A search tells a version's tags, but not its aliases.
-        found = [_version(one, models) for one in _all(self._client.search_model_versions)]
         found = [
-            replace(one, aliases=tuple(alias for alias, number in held[one.name].items() if number == one.number))
+            replace(one, aliases=tuple(alias for alias, at in held.get(one.name, {}).items() if at == one.number))
             for one in found
         ]
         return sorted(
@@ -98,7 +97,7 @@ class Registry:
                 made = self._client.create_model_version(
                     name, f"models:/{model.id}", run_id=run, tags=tags, model_id=model.id
                 )
-            version = _version(made, {model.id: model})
+            version = self._version(made)
             self._link(model.id, version)
             return version
 
@@ -125,26 +124,33 @@ class Registry:
         return alone(self._tracker.store, self._tracker.uri, "mlflow-registry")
 
     def _holder(self, name: str, alias: str) -> Version:
-        return _version(self._client.get_model_version_by_alias(name, alias), self._models())
+        return self._version(self._client.get_model_version_by_alias(name, alias))
 
-    def _models(self) -> dict[str, LoggedModel]:
-        return {one.id: one for one in self._tracker.models()}
+    def _version(self, found: Any) -> Version:
+        tags = dict(found.tags)
+        known = tags if MODEL in tags else {**self._by_hand(str(found.source)), **tags}
+        digest, kind, model, run = (known.get(name, "") for name in (DIGEST, KIND, MODEL, RUN))
+        return Version(found.name, int(found.version), digest, kind, model, run, tuple(found.aliases), tags)
 
-
-def _version(found: Any, models: Mapping[str, LoggedModel]) -> Version:
-    """One that somebody registered by hand, in MLflow's pages, is told by its source alone."""
-    tags, source = dict(found.tags), str(found.source).removeprefix("models:/")
-    model = models.get(tags.get(MODEL, source))
-    return Version(
-        found.name,
-        int(found.version),
-        tags.get(DIGEST, model.digest if model else ""),
-        tags.get(KIND, model.kind if model else ""),
-        model.id if model else "",
-        tags.get(RUN, model.run if model else ""),
-        tuple(found.aliases),
-        tags,
-    )
+    def _by_hand(self, source: str) -> dict[str, str]:
+        """Of a version that somebody registered in MLflow's pages, what its logged model tells."""
+        name = source.removeprefix("models:/")
+        if not name.startswith("m-"):  # files of anything, or a version of a registered model
+            return {}
+        try:
+            model = self._client.get_logged_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        if "sha256" not in model.params:
+            return {}
+        return {
+            DIGEST: model.params["sha256"],
+            KIND: model.tags["kind"],
+            MODEL: str(model.model_id),
+            RUN: str(model.source_run_id),
+        }
 
 
 def _all(search: Any) -> Iterator[Any]:

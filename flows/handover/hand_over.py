@@ -4,25 +4,30 @@ What is in the store stays as it is, hashes and all: the card is written beside 
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from flows.handover.card import card
 from flows.handover.facts import Facts, facts_of, origin
-from flows.handover.made import MadeModel, find_model, manifest_of
+from flows.handover.made import MadeModel, find_model, in_hand
 from moeprune.checkpoint import sha256
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
 from tasks.base_card import CARD, read_base_card
 from tasks.hub_push import Pushed, check_name, publish
 from tasks.hub_refusals import HubUnavailable
+from tasks.identity import key_of
 from tasks.lineage import recipe_text
 from tasks.progress import progress
 from tasks.tracking import Tracker, open_tracker
 
 RECIPE = "recipe.yaml"
+
+Manifest = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,32 @@ def export(name: str, folder: Path, root: Path) -> Package:
     Raises BadInput if the folder holds something, the run made no checkpoint, its bytes are not whole in the store, or
     they do not fit on the disk. While the Hub cannot be asked for the base model's licence, the card says that.
     """
-    folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} is there already and not empty: give a folder that is to be made")
+    folder = folder.resolve()
     tracker = open_tracker(Store(root))
     made = find_model(name, tracker)
-    try:
-        package = _package(made, tracker, folder.name)
-    except HubUnavailable:
-        package = _package(made, tracker, folder.name, "the Hub could not be asked when this was written")
-    building = folder.with_name(f".{folder.name}.exporting")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        _copy(package, building)
-        if folder.exists():
-            folder.rmdir()
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with tracker.store.lock(f"export-{key_of('export', '', {'folder': str(folder)}, {})}"):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BadInput(f"{folder} is there already and not empty: give a folder that is to be made")
+        building = folder.with_name(f".{folder.name}.exporting")
+        shutil.rmtree(building, ignore_errors=True)  # what a killed export left behind
+        building.mkdir(parents=True)
+        try:
+            with in_hand(made) as manifest:
+                package = _exported(made, manifest, tracker, folder.name)
+                _copy(package, building)
+            if folder.exists():
+                folder.rmdir()
+            building.rename(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
     return package
+
+
+def _exported(made: MadeModel, manifest: Manifest, tracker: Tracker, address: str) -> Package:
+    try:
+        return _package(made, manifest, tracker, address)
+    except HubUnavailable:
+        return _package(made, manifest, tracker, address, "the Hub could not be asked when this was written")
 
 
 def push(name: str, repository: str, root: Path, public: bool = False) -> tuple[Package, Pushed]:
@@ -72,27 +83,28 @@ def push(name: str, repository: str, root: Path, public: bool = False) -> tuple[
     check_name(repository)
     tracker = open_tracker(Store(root))
     made = find_model(name, tracker)
-    package = _package(made, tracker, repository)
-    if public and not package.facts.base.licence:
-        raise BadInput(
-            f"--public: the licence of the base model {made.base.name} is not known: have its repository state one, or "
-            "its card or LICENSE lie in the folder that still holds it, or push without --public"
-        )
-    texts = {file: text.encode() for file, text in package.texts.items()}
-    message = f"{made.model.name}, of run {made.run}"
-    pushed = publish(repository, {**package.files, **texts}, public, message, made.store.hash_of)
+    with in_hand(made) as manifest:
+        package = _package(made, manifest, tracker, repository)
+        if public and not package.facts.base.licence:
+            raise BadInput(
+                f"--public: the licence of the base model {made.base.name} is not known: have its repository state "
+                "one, or its card or LICENSE lie in the folder that still holds it, or push without --public"
+            )
+        texts = {file: text.encode() for file, text in package.texts.items()}
+        message = f"{made.model.name}, of run {made.run}"
+        pushed = publish(repository, {**package.files, **texts}, public, message, made.store.hash_of)
     tracker.tag(made.run, f"hub.{repository}", pushed.commit)
     return package, pushed
 
 
-def _package(made: MadeModel, tracker: Tracker, address: str, silent: str | None = None) -> Package:
+def _package(made: MadeModel, manifest: Manifest, tracker: Tracker, address: str, silent: str | None = None) -> Package:
     recipe = recipe_text(tracker, made.run)
     if silent is None:
         source = yaml.safe_load(recipe)["download"]["source"]
         facts = facts_of(made, tracker, read_base_card(origin(made), source, made.store))
     else:
         facts = facts_of(made, tracker, silent=silent)
-    checkpoint = {file: made.folder / file for file in manifest_of(made)["files"]}
+    checkpoint = {file: made.folder / file for file in manifest["files"]}
     files = {**facts.base.files, **checkpoint}
     return Package(made, facts, files, {CARD: card(facts, address), RECIPE: recipe})
 

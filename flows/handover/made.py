@@ -1,6 +1,8 @@
 """The model that a run made: found in the tracker by the run or by an alias of the registry, its bytes checked."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,10 +10,10 @@ from typing import Any
 
 from moeprune.errors import BadInput
 from tasks import comparison
-from tasks.artifacts import MANIFEST, Store
+from tasks.artifacts import MANIFEST, Artifact, Store
 from tasks.comparison import REPORT, SAMPLES
-from tasks.lineage import Lineage, Stage, read_lineage
-from tasks.registry import Registry
+from tasks.lineage import Lineage, Stage, read_lineage, read_lineages
+from tasks.registry import Registry, Version
 from tasks.tracked import LoggedModel
 from tasks.tracking import Tracker
 
@@ -24,6 +26,8 @@ class MadeModel:
     stage: Stage
     """The stage that wrote it."""
     model: LoggedModel
+    base: LoggedModel
+    """What it was made from."""
     store: Store
 
     @property
@@ -40,12 +44,6 @@ class MadeModel:
     def kind(self) -> str:
         """What it is called where it was measured."""
         return "distilled" if self.stage.stage == "distill" else "pruned"
-
-    @property
-    def base(self) -> LoggedModel:
-        """What it was made from."""
-        read = self.lineage.find("download")
-        return next(one for one in self.lineage.models if read and one.digest == read.digest)
 
 
 def find_model(name: str, tracker: Tracker) -> MadeModel:
@@ -68,10 +66,12 @@ def made_by(lineage: Lineage, store: Store) -> MadeModel:
                 else "its mask is virtual: run its recipe with --set evaluate.virtual=false to have one"
             )
         )
-    model = next((one for one in lineage.models if one.digest == stage.digest), None)
-    if model is None:
-        raise BadInput(f"run {run.id[:8]} ({run.name}): the tracker has no record of its model: run its recipe again")
-    return MadeModel(lineage, stage, model, store)
+    models, read = {one.digest: one for one in lineage.models}, lineage.find("download")
+    model, base = models.get(stage.digest), models.get(read.digest) if read else None
+    if model is None or base is None:
+        what = "base model" if base is None else "model"
+        raise BadInput(f"run {run.id[:8]} ({run.name}): the tracker has no record of its {what}: run its recipe again")
+    return MadeModel(lineage, stage, model, base, store)
 
 
 def run_named(name: str, tracker: Tracker) -> str:
@@ -84,7 +84,7 @@ def run_named(name: str, tracker: Tracker) -> str:
     model, _, alias = name.rpartition("@")
     registry = Registry(tracker)
     if held := registry.holder(model, alias):
-        return held.run
+        return _run_of(held, tracker)
     known = [f"{one.name}@{alias}" for one in registry.versions() for alias in one.aliases]
     raise BadInput(
         f"'{name}' is no model of the registry: "
@@ -92,10 +92,33 @@ def run_named(name: str, tracker: Tracker) -> str:
     )
 
 
-def manifest_of(made: MadeModel) -> dict[str, Any]:
-    """The manifest of the checkpoint after its bytes were checked. Raises BadInput if the store has not those bytes."""
+def _run_of(version: Version, tracker: Tracker) -> str:
+    """The run by which an alias came to a version or, if that was deleted, another that made the same checkpoint."""
+    with suppress(BadInput):
+        return tracker.find_run(version.run).id
+    for one in read_lineages(tracker).whole:
+        if one.final and (one.final.digest, one.run.status) == (version.digest, "FINISHED"):
+            return one.run.id
+    raise BadInput(
+        f"{version}: {f'its run {version.run[:8]} was deleted' if version.run else 'it is of no run'}, and no other in "
+        f"MLflow's experiment '{tracker.experiment}' made that checkpoint: bring the run back in MLflow, or run its "
+        "recipe again"
+    )
+
+
+@contextmanager
+def in_hand(made: MadeModel) -> Iterator[dict[str, Any]]:
+    """The manifest of the checkpoint, whose bytes are checked and meanwhile kept from gc.
+
+    Raises BadInput if the store has not those bytes.
+    """
+    with made.store.lock(f"{made.stage.stage}-{made.stage.key}"):
+        yield _manifest_of(made)
+
+
+def _manifest_of(made: MadeModel) -> dict[str, Any]:
     remedy = f"bring it back with `moeprune restore {made.run[:8]}`"
-    if not made.folder.is_dir():
+    if not made.store.touch(Artifact(stage=made.stage.stage, key=made.stage.key, digest=made.stage.digest)):
         raise BadInput(f"run {made.run[:8]}: its checkpoint {made.folder} is not in the store: {remedy}")
     if fault := made.store.fault(made.folder):
         raise BadInput(f"run {made.run[:8]}: {made.folder}: {fault}: remove that folder, then {remedy}")

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from flows.handover.made import MadeModel, find_model, manifest_of, measured
+from flows.handover.made import MadeModel, find_model, in_hand, measured
+from flows.upkeep.needing import note_use
 from moeprune.errors import BadInput
-from tasks.artifacts import Artifact, Store
+from tasks.artifacts import Store
 from tasks.gate import PromoteParams, Verdict, judge
 from tasks.lineage import recipe_text
 from tasks.registry import Registry, Version
@@ -49,12 +50,11 @@ def promote(name: str, alias: str, root: Path) -> Promotion:
             f"{'; '.join(in_words(one, rules) for one in broken)}; {stays}: prune less or otherwise, measure on more "
             "text or questions, or change the rules of its recipe and run it again"
         )
-    manifest_of(made)
-    version = registry.register(title, made.model, made.run)
-    version, before = registry.move(alias, version, made.run, _record(made, rules, verdicts))
-    tracker.tag(made.run, f"registry.{alias}", f"{version.name}/{version.number}")
-    for stage in made.lineage.stages:  # a `gc` that is under way does not see the alias, but it sees this
-        tracker.store.touch(Artifact(stage=stage.stage, key=stage.key, digest=stage.digest))
+    with in_hand(made):
+        version = registry.register(title, made.model, made.run)
+        version, before = registry.move(alias, version, made.run, _record(made, rules, verdicts))
+        tracker.tag(made.run, f"registry.{alias}", f"{version.name}/{version.number}")
+        note_use(made.lineage, tracker.store)
     return Promotion(alias, version, before, rules, verdicts)
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tasks.artifacts import MANIFEST, Store
+from tasks.artifacts import MANIFEST, Artifact, Store
 from tasks.lineage import PLACE, Lineage, lineage_of
 from tasks.registry import Registry
 from tasks.tracked import KEPT
@@ -66,6 +66,15 @@ def needed_of(tracker: Tracker) -> Needed:
         if reason := _reason(run, registered, ids):
             reasons |= dict.fromkeys(paths, reason)
     return Needed(reasons, frozenset(named), min([begun, *(run.start - MARGIN for run in under_way)]))
+
+
+def note_use(run: Lineage, store: Store) -> list[str]:
+    """Note that all results of a run are used now: a gc that is under way sees that. Titles of those not there."""
+    return [
+        stage.title
+        for stage in run.stages
+        if not store.touch(Artifact(stage=stage.stage, key=stage.key, digest=stage.digest))
+    ]
 
 
 def read_stored(store: Store) -> dict[str, Stored]:

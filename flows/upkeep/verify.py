@@ -111,7 +111,7 @@ class _Checks:
                 for name, state in states.items():
                     yield _thing(run, "tracker", f"{stage.title}: {name}", state, again)
         for stage in run.stages:
-            if stage.stage in ("prune", "distill"):
+            if stage.stage in ("download", "prune", "distill"):
                 state = "ok" if any(model.digest == stage.digest for model in run.models) else "missing"
                 yield _thing(run, "tracker", f"{stage.title}: logged model", state, again)
 

@@ -1,6 +1,7 @@
 """The registry in a database of its own, as MLflow's client sees it afterwards."""
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,6 +96,32 @@ def test_version_registered_by_hand_is_told_by_its_source(tracker: Tracker, name
     strange, own = Registry(tracker).versions(name)
     assert (own.digest, own.model, own.run, own.aliases) == ("a" * 64, model.id, run, ("champion",))
     assert (strange.digest, strange.model, strange.run, strange.aliases) == ("", "", "", ())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    assert Registry(Tracker(tracker.store)).versions(name) == [strange, own]
+    client.delete_logged_model(model.id)
+    assert [version.number for version in Registry(tracker).versions(name)] == [2, 1]
+
+
+def test_versions_are_read_while_models_come_and_go(tracker: Tracker, name: str, monkeypatch: pytest.MonkeyPatch):
+    (one, other), run = made(tracker, "a" * 64, "b" * 64)
+    registry = Registry(tracker)
+    registry.register(name, one, run)
+    searches = {what: getattr(registry._client, what) for what in ("search_registered_models", "search_model_versions")}
+
+    def change(what: str, how: Callable[[], object]) -> None:
+        def search(**words: object) -> object:
+            found = searches[what](**words)
+            monkeypatch.setattr(registry._client, what, searches[what])
+            how()
+            return found
+
+        monkeypatch.setattr(registry._client, what, search)
+
+    change("search_registered_models", lambda: Registry(tracker).register(f"{name}-other", other, run))
+    assert [version.digest for version in registry.versions(name)] == ["a" * 64]
+    change("search_model_versions", lambda: client_of(tracker).delete_registered_model(name))
+    assert [version.aliases for version in registry.versions(name)] in ([()], [])
+    assert registry.versions(name) == []
 
 
 def test_aliases_moved_at_once_name_one_another_as_before(tracker: Tracker, name: str):

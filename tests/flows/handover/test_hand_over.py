@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from huggingface_hub import HfApi, ModelCard, constants
 from mlflow.tracking import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from flows.handover import hand_over
+from flows.upkeep.collect import collect
 from moeprune.checkpoint import digest_of, open_checkpoint, sha256
+from moeprune.errors import BadInput
 from moeprune.masks import Mask
 
 BASE, COMMIT, TARGET = "owner/base", "c" * 40, "owner/smaller"
@@ -169,6 +173,41 @@ def test_export_into_what_is_there_or_of_what_is_not_is_refused(runs, project, m
     answer = moeprune("export", runs[1], "smaller")
     assert answer.status == 2 and "config.json is not what was written" in answer.err
     assert answer.err.count("\n") == 1 and not Path("smaller").exists()
+
+
+@pytest.mark.parametrize(("words", "work"), [(("export", "smaller"), "_copy"), (("push", TARGET), "publish")])
+def test_what_is_handed_over_is_not_taken_by_gc_meanwhile(
+    words: tuple[str, str], work: str, runs, project, hub, moeprune, monkeypatch
+):
+    command, target = words
+    hand_on, gone = getattr(hand_over, work), []
+
+    def beside_gc(*arguments):
+        gone.extend(collect(project / ".moeprune", budget=0, unnamed=True, delete=True).items)
+        return hand_on(*arguments)
+
+    monkeypatch.setattr(hand_over, work, beside_gc)
+    answer = moeprune(command, runs[2], target)
+    assert answer.status == 0, answer.err
+    assert gone and checkpoint(runs[2]).is_dir()
+
+
+def test_export_into_the_same_folder_twice_at_once_is_that_of_one_of_them(runs, project, monkeypatch):
+    copy, done = hand_over._copy, []
+
+    def beside_another(*arguments):
+        if not done:
+            done.append(others.submit(hand_over.export, runs[1], Path("smaller"), Path(".moeprune")))
+            with pytest.raises(TimeoutError):
+                done[0].result(3)
+        copy(*arguments)
+
+    monkeypatch.setattr(hand_over, "_copy", beside_another)
+    with ThreadPoolExecutor(1) as others:
+        hand_over.export(runs[1], Path("smaller"), Path(".moeprune"))
+        with pytest.raises(BadInput, match="is there already and not empty"):
+            done[0].result()
+    assert AutoModelForCausalLM.from_pretrained("smaller") and not list(Path.cwd().glob(".smaller*"))
 
 
 def test_push_makes_a_private_repository_of_one_commit_that_loads(runs, project, hub, tmp_path, moeprune):

@@ -20,9 +20,11 @@ def model(kind: str, word: str) -> LoggedModel:
     return LoggedModel(f"m-{kind}", f"tiny-{kind}", kind, STAGES[word].digest, "a" * 32, {})
 
 
+BASE, PRUNED, DISTILLED = model("base", "download"), model("pruned", "prune"), model("distilled", "distill")
+
+
 def lineage(*words: str) -> Lineage:
-    models = (model("base", "download"), model("pruned", "prune"), model("distilled", "distill"))
-    return replace(recorded.lineage("a" * 32, *(STAGES[word] for word in words)), models=models)
+    return replace(recorded.lineage("a" * 32, *(STAGES[word] for word in words)), models=(BASE, PRUNED, DISTILLED))
 
 
 def killed(found: Lineage) -> Lineage:
@@ -46,9 +48,10 @@ def test_model_of_a_run_is_the_last_that_it_made():
         ),
         (lineage("download", "mask", "audit"), "it is an audit: give a run that prunes"),
         (killed(lineage("download", "prune")), "is KILLED, not FINISHED"),
-        (replace(lineage("download", "prune"), models=()), "the tracker has no record of its model"),
+        (replace(lineage("download", "prune"), models=(BASE,)), "the tracker has no record of its model"),
+        (replace(lineage("download", "prune"), models=(PRUNED,)), "the tracker has no record of its base model"),
     ],
-    ids=["virtual", "audit", "killed", "no model"],
+    ids=["virtual", "audit", "killed", "no model", "no base model"],
 )
 def test_run_that_has_no_model_to_hand_over_is_refused(found: Lineage, words: str):
     with pytest.raises(BadInput, match=rf"^run aaaaaaaa .*{words}"):

@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from pyarrow import parquet
 from scipy import stats
 
+from flows.upkeep.collect import collect
 from tasks.registry import Registry
 
 LAX = "promote={perplexity: {wiki: 0.5}, accuracy: {choice/acc: 0.5}}"
@@ -108,6 +109,30 @@ def test_promotion_tells_what_the_alias_named_at_the_last_and_marks_all_it_needs
     assert answer.status == 0 and answer.json["before"] is None
     assert json.loads(client().get_model_version(NAME, "2").tags["promoted.production"])["before"] is None
     assert needed and all(Path(f".moeprune/{path}/manifest.json").stat().st_mtime > 0 for path in needed)
+
+
+def test_what_is_promoted_is_not_taken_by_a_gc_that_does_not_know_of_it_yet(made, moeprune, monkeypatch):
+    register, gone = Registry.register, []
+
+    def beside_gc(*words):
+        gone.extend(collect(Path(".moeprune"), budget=0, delete=True).items)
+        return register(*words)
+
+    monkeypatch.setattr(Registry, "register", beside_gc)
+    assert moeprune("promote", made["half"], "--to", "production").status == 0
+    assert gone and Path(".moeprune", client().get_run(made["half"]).data.tags["artifact.prune"]).is_dir()
+
+
+def test_alias_names_another_run_that_made_the_same_once_its_own_was_deleted(made, moeprune):
+    assert moeprune("promote", made["lax"], "--to", "production").status == 0
+    client().delete_run(made["lax"])
+    answer = moeprune("promote", f"{NAME}@production", "--to", "candidate", "--json")
+    assert answer.status == 2 and made["strict"][:8] in answer.err, "the newest of them, by whose rules it is judged"
+    for name in ("strict", "unruled"):
+        client().delete_run(made[name])
+    answer = moeprune("export", f"{NAME}@production", "smaller")
+    assert answer.status == 2 and answer.err.count("\n") == 1
+    assert f"{NAME} version 1: its run {made['lax'][:8]} was deleted" in answer.err
 
 
 def test_candidate_is_promoted_by_its_name_in_the_registry(made, moeprune):

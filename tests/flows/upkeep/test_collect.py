@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,13 @@ def test_gc_leaves_what_is_kept_while_it_is_at_it(cleared, moeprune, run_id):
     for item in seen:
         take(item, Store(cleared), found)
     assert len(seen) == 10 == sum(folders(cleared).values()) and found.freed == 0
+
+
+def test_keep_says_what_is_not_there_to_be_kept(cleared, moeprune, run_id, caplog):
+    assert moeprune("runs", "keep", run_id).status == 0 and caplog.text == ""
+    shutil.rmtree(cleared / "prune")
+    assert moeprune("runs", "keep", run_id).status == 0
+    assert "1 of its results are not in the store, such as prune" in caplog.text
 
 
 def test_gc_beside_another_takes_each_result_once(cleared):
