@@ -114,9 +114,7 @@ def _refusal(error: BaseException, repository: str) -> BadInput | None:
     if status or (isinstance(error, ValueError) and "README.md" in str(error)):
         said = " ".join(str(error).split())
         return BadInput(f"the Hub refuses {repository}: {said}: mend that, then push again")
-    if (
-        isinstance(error, Exception) and type(error) is RuntimeError and is_of_xet(error)
-    ):  # it may tell signed addresses
+    if type(error) is RuntimeError and is_of_xet(error):  # whose words may be signed addresses
         return HubUnavailable(
             f"the Xet storage of the Hub does not take the files of {repository}: push again later, or set "
             "HF_HUB_DISABLE_XET=1 to send them over plain HTTP"

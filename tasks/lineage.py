@@ -18,10 +18,9 @@ from typing import Any
 from moeprune.checkpoint import digest_of
 from moeprune.errors import BadInput
 from tasks.artifacts import MANIFEST, Artifact, Step
-from tasks.tracked import INPUT, MD5, LoggedModel, Record
+from tasks.tracked import INPUT, MD5, RECIPE, LoggedModel, Record
 from tasks.tracking import Tracker
 
-RECIPE = "recipe.yaml"
 PLACE = re.compile("[a-z]+/[0-9a-f]{64}")
 """What a result's folder in a store is called: its stage and key."""
 TAGS = {"stage", "of", "key", "digest", "cache", "produced_by_flow_run", "git_commit", "git_dirty"}

@@ -10,6 +10,8 @@ from typing import Any
 
 LONGEST = 6000
 """Characters of a param's value; MLflow would cut a longer one in silence."""
+RECIPE = "recipe.yaml"
+"""The file of a run with its resolved recipe."""
 INPUT = "input."
 """What the tags of a stage that name its inputs begin with."""
 MD5 = "dvc.md5"

@@ -36,7 +36,7 @@ from tasks.processes import is_alive, place, process
 from tasks.reachable import check_database, impatient, without_password
 from tasks.recording import PARENT, Run
 from tasks.taking_turns import alone
-from tasks.tracked import LoggedModel, Record, record_of, short
+from tasks.tracked import RECIPE, LoggedModel, Record, record_of, short
 
 APART = "tags.role != 'stage' AND tags.role != 'page'"
 """Runs of recipes and audits, and sweeps."""
@@ -145,7 +145,7 @@ class Tracker:
         with self._under_way(run):
             run.log_params(params)
             if recipe is not None:
-                run.log_text(recipe, "recipe.yaml")
+                run.log_text(recipe, RECIPE)
             yield run
 
     @contextmanager

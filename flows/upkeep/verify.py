@@ -19,9 +19,9 @@ from moeprune.checkpoint import digest_of, open_checkpoint, sha256
 from moeprune.errors import BadInput
 from tasks import versioning
 from tasks.artifacts import MANIFEST, Artifact, Store
-from tasks.lineage import RECIPE, Lineage, Lineages, Stage, read_lineage, read_lineages, read_manifest, recipe_text
+from tasks.lineage import Lineage, Lineages, Stage, read_lineage, read_lineages, read_manifest, recipe_text
 from tasks.reachable import impatient
-from tasks.tracked import Record, flatten
+from tasks.tracked import RECIPE, Record, flatten
 from tasks.tracking import Tracker, open_tracker
 
 State = Literal["ok", "missing", "changed"]
