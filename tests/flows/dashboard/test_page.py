@@ -12,6 +12,7 @@ from browser import Browser, browser
 
 from flows.dashboard.export import export
 from flows.dashboard.serving import serving
+from flows.pages import Column, Line, LinePlot, Page, Section, Table
 from tasks.artifacts import MANIFEST, Store
 from tasks.tracking import Tracker
 
@@ -212,6 +213,37 @@ def test_dashboard_models_have_pages_with_cards(shown):
 def test_dashboard_without_audits_says_how_one_is_made(shown):
     shown.open("audits")
     shown.wait(lambda: "moeprune audit" in shown.text("#view-audits"))
+
+
+REACH = """
+const done = arguments[arguments.length - 1];
+fetch(arguments[0], { mode: "no-cors" }).then(() => done("reached"), () => done("refused"));
+"""
+
+
+def test_dashboard_audit_report_runs_in_its_frame_apart_from_everything(shown, tmp_path):
+    plot = LinePlot("How many tokens suffice", [Line("reap", [1, 2], [0.5, 0.9])], "tokens", "agreement")
+    table = Table("On the edge", [Column("expert", "d")], [[3]], "edge-of-an-audit.csv")
+    Page("Audit", "One mask.", [Section("Stability", [plot, table])]).write(tmp_path / "report.html")
+    store, window = tmp_path / "store", shown.browser
+    with Tracker(Store(store)).run("an audit", {}, {"kind": "audit", "method": "reap"}) as run:
+        run.log_file(tmp_path / "report.html")
+    with serving(store) as address:
+        window.visit(f"{address}audits", 1400, 1000)
+        shown.wait(lambda: window.find("#view-audits iframe"))
+        window.driver.switch_to.frame(window.find("#view-audits iframe")[0])
+        try:
+            shown.wait(lambda: window.run("return document.body?.dataset.drawn"))
+            assert window.find(".plot .main-svg .scatterlayer path")
+            window.find("button.csv")[0].click()
+            shown.wait((window.downloads / "edge-of-an-audit.csv").is_file)
+            assert window.driver.execute_async_script(REACH, address) == "refused"
+            assert window.run("try { return top.document.title } catch { return 'refused' }") == "refused"
+        finally:
+            window.driver.switch_to.default_content()
+        asked = window.requests()
+        assert f"{address}audit-report/{run.id}" in asked
+        assert {url for url in asked if not url.startswith(address)} == set()
 
 
 def test_export_is_one_file_that_needs_nothing_and_is_kept_by_the_tracker(shown, tmp_path):
