@@ -77,12 +77,13 @@ class Course:
         """Run one recipe. Whatever it fails with is kept, and told."""
         whose, called = f"recipe {job.number} of {self.count}", grid.label(job.recipe)
         origin = job.walk.origin
-        if job.walk.done and origin in self.recorded:
-            say(f"{whose}: {called}: done before")
-            return Entry(job.number, job.recipe, recall(job.walk, self.recorded[origin], self.store))
-        say(f"{whose}: {called}")
-        among = Among(self.parent.id, {"sweep": self.name, "recipe": origin}, self.shared, execute, whose)
         try:
+            # The sweep was not on record when they were looked up, so gc may have taken them since.
+            if origin in self.recorded and job.walk.done(self.store):
+                say(f"{whose}: {called}: done before")
+                return Entry(job.number, job.recipe, recall(job.walk, self.recorded[origin], self.store))
+            say(f"{whose}: {called}")
+            among = Among(self.parent.id, {"sweep": self.name, "recipe": origin}, self.shared, execute, whose)
             return Entry(job.number, job.recipe, run_recipe(job.recipe, called, job.sources, among))
         except Exception as error:
             named = "" if isinstance(error, BadInput) else f"{type(error).__name__}: "

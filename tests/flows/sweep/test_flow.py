@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import killed
 import pytest
@@ -17,8 +19,13 @@ from browser import browser
 from mlflow.tracking import MlflowClient
 from sweeps import GRID, counts, grid
 
-from flows.recipe import parse_recipe
+from flows.engine import here
+from flows.outcome import Outcome
+from flows.preflight import preflight
+from flows.recipe import parse_recipe, read_recipe
+from flows.sweep import flow
 from flows.sweep.flow import divided
+from flows.walk import walk
 from moeprune.checkpoint import sha256
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
@@ -140,6 +147,17 @@ def test_sweep_with_two_at_once_makes_the_same_and_nothing_twice_and_failures_st
     assert [run["run_id"] for run in again.json["runs"][:4]] == [run["run_id"] for run in result["runs"][:4]]
     assert again.err.count("done before") == 4
     assert client.get_run(result["run_id"]).info.status == "FAILED"
+
+
+def test_recipe_done_before_whose_results_went_since_they_were_looked_up_is_run_again(done, monkeypatch):
+    store, recipe = Store(done / ".moeprune"), read_recipe(Path("params/whole.yaml"))
+    sources = preflight(recipe, store, done)
+    job = flow.Job(1, recipe, sources, walk(recipe, sources, store))
+    course = flow.Course("grid", store, SimpleNamespace(id="sweep"), 1, {job.walk.origin: "before"})
+    monkeypatch.setattr(flow, "run_recipe", lambda *_: Outcome("anew"))
+    assert course.entry(job, here).outcome.run_id == "before"
+    shutil.rmtree(store.folder(job.walk.made.mask))
+    assert course.entry(job, here).outcome.run_id == "anew"
 
 
 def prefect_states(server: str, name: str) -> set[str]:

@@ -74,7 +74,7 @@ def test_restore_everything_is_verified_and_twice_does_nothing(cloned, moeprune)
     recipe = read_recipe(Path(answer.json["recipe"]))
     store = Store(recipe.runtime.store)
     assert store.root.absolute() == cloned.clone / ".moeprune"
-    assert walk(recipe, preflight(recipe, store, cloned.clone), store).done
+    assert walk(recipe, preflight(recipe, store, cloned.clone), store).done(store)
 
 
 def test_restore_from_another_base_says_so_and_leaves_nothing(cloned, moeprune):
