@@ -6,7 +6,7 @@ the difference lies within the limit (a test of non-inferiority, as in CONSORT's
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -19,11 +19,8 @@ from tasks.suites import average, headlines
 FEWEST = 6
 """Pairs that an interval needs: with fewer, Student's t is not known well enough."""
 
-
-LESS_IS_BETTER = frozenset(
-    ("log_perplexity", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity", "brier_score", "ter")
-)
-"""Measures, ours and lm-eval's, whose fall is no loss."""
+OF_CORPORA = ("perplexity", "log_perplexity", "bits_per_byte")
+"""Our measures of corpora, whose fall is no loss."""
 
 
 class PromoteParams(Params):
@@ -49,12 +46,19 @@ class PromoteParams(Params):
             for name, limit in limits.items():
                 if not (limit >= 0 and math.isfinite(limit)):
                     raise BadInput(f"promote.{kind}.{name}: {limit} is no limit: give 0 or more, such as 0.05")
-        if wrong := next((name for name in self.accuracy if LESS_IS_BETTER & set(name.split("/"))), None):
-            raise BadInput(
-                f"promote.accuracy: of {wrong} less is better: only measures of which more is better can be named "
-                "here, a corpus under promote.perplexity"
-            )
+                if kind == "accuracy" and limit >= 1:
+                    raise BadInput(f"promote.accuracy.{name}: {limit} forbids nothing: one point of a hundred is 0.01")
+        _refuse([name for name in self.accuracy if name.split("/")[0] in OF_CORPORA])
         return self
+
+
+def _refuse(wrong: list[str]) -> None:
+    """Raise BadInput if there is a measure of which less is better."""
+    if wrong:
+        raise BadInput(
+            f"promote.accuracy: of {wrong[0]} less is better: only measures of which more is better can be named here, "
+            "a corpus under promote.perplexity"
+        )
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,12 @@ Metrics = Mapping[str, Mapping[str, float | int | None]]
 """Paired differences, as `comparison.compare` gives them."""
 
 
-def judge(rules: PromoteParams, differences: Metrics) -> list[Verdict]:
-    """Each rule against the differences of the model from its base. Raises BadInput if one was not measured."""
+def judge(rules: PromoteParams, differences: Metrics, less_is_better: Container[str] = ()) -> list[Verdict]:
+    """Each rule against the differences of the model from its base.
+
+    Raises BadInput if one was not measured, or is of an accuracy that is none, as less of it is better.
+    """
+    _refuse([name for name in rules.accuracy if name in less_is_better])
     verdicts = []
     for name, limit in rules.perplexity.items():
         found = _measured(differences, f"log_perplexity/{name}", f"promote.perplexity: corpus '{name}'")

@@ -141,6 +141,11 @@ class Measured:
     limited: bool
     """Whether only a part of the texts and questions was read."""
 
+    @property
+    def less_is_better(self) -> set[str]:
+        """The metrics of tasks that say so."""
+        return {name for name, metric in self.model.items() if metric.get("less_is_better")}
+
 
 def measured(made: MadeModel, tracker: Tracker) -> Measured:
     """The reports of a run, as the tracker keeps them: no store is needed.

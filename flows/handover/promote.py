@@ -40,7 +40,8 @@ def promote(name: str, alias: str, root: Path) -> Promotion:
     tracker = open_tracker(Store(root))
     made = find_model(name, tracker)
     rules = _rules(made, tracker)
-    verdicts = judge(rules, measured(made, tracker).differences)
+    found = measured(made, tracker)
+    verdicts = judge(rules, found.differences, found.less_is_better)
     registry, title = Registry(tracker), rules.model or f"{made.base.name}-pruned"
     held = registry.holder(title, alias)
     if broken := [one for one in verdicts if not one.holds]:

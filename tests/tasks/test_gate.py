@@ -8,7 +8,6 @@ from scipy import stats
 
 from flows.recipe import parse_recipe
 from moeprune.errors import BadInput
-from tasks import gate
 from tasks.gate import PromoteParams, judge
 from tasks.suites import headlines
 
@@ -118,7 +117,7 @@ CONTENT = {
         ({"accuracy": {"bits_per_byte/wiki": 0.1}}, "promote.accuracy: of bits_per_byte/wiki less is better"),
         ({"accuracy": {"log_perplexity/wiki": 0.1}}, "promote.accuracy: of log_perplexity/wiki less is better"),
         ({"accuracy": {"perplexity/wiki": 0.1}}, "promote.accuracy: of perplexity/wiki less is better"),
-        ({"accuracy": {"lambada/perplexity": 0.1}}, "promote.accuracy: of lambada/perplexity less is better"),
+        ({"accuracy": {"choice/acc": 1}}, "promote.accuracy.choice/acc: 1.0 forbids nothing"),
         ({"perplexity": {"wiki": 0.1}, "judge": "mean"}, "promote.judge"),
         ({"perplexity": {"wiki": 0.1}, "levle": 0.9}, "promote.levle: key 'levle' is unknown: did you mean 'level'?"),
         ({"perplexity": {"wiki": 0.1}, "model": "a/b"}, "promote.model"),
@@ -130,13 +129,11 @@ def test_recipe_whose_rules_cannot_be_judged_is_refused_in_one_line(promote: dic
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_measures_of_which_lm_eval_says_that_less_is_better_are_no_accuracies():
-    import lm_eval.api.metrics  # noqa: F401
-    from lm_eval.api.registry import HIGHER_IS_BETTER_REGISTRY
-
-    known = dict(HIGHER_IS_BETTER_REGISTRY.items())
-    assert {name for name, higher in known.items() if higher is False} <= gate.LESS_IS_BETTER
-    assert not {name for name, higher in known.items() if higher} & gate.LESS_IS_BETTER
+def test_accuracy_of_which_its_task_says_that_less_is_better_is_refused():
+    found, given = {"own/mse": answers(1, 2, 30)}, rules(accuracy={"own/mse": 0.1})
+    assert judge(given, found, {"other/mse"})
+    with pytest.raises(BadInput, match=r"^promote.accuracy: of own/mse less is better"):
+        judge(given, found, {"own/mse"})
 
 
 def test_recipe_with_rules_that_measures_nothing_is_refused():
