@@ -80,7 +80,7 @@ def _is_wanted(name: str) -> bool:
 
 
 def _read(repository: str | None, commit: str | None, folder: Path, names: list[str]) -> BaseCard:
-    metadata = _metadata((folder / CARD).read_text()) if CARD in names else {}
+    metadata = _metadata((folder / CARD).read_text(errors="replace")) if CARD in names else {}
     files = {name: folder / name for name in names if name != CARD and _is_wanted(name)}
     link = metadata.get("license_link")
     if repository and isinstance(link, str) and "://" not in link and link not in files:

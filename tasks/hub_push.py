@@ -9,8 +9,11 @@ from typing import Any
 
 from moeprune.checkpoint import is_small_file
 from moeprune.errors import BadInput, one_line
+from tasks.base_card import LICENCE
 from tasks.hub_refusals import HubUnavailable, endpoint, is_of_xet
 
+WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+"""How files of weights end, in whatever format."""
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -59,8 +62,8 @@ def publish(
 
 
 def _is_of_model(name: str) -> bool:
-    """Whether a loader could take a file for part of the model."""
-    return name.endswith((".safetensors", ".index.json")) or is_small_file(name, 0)
+    """Whether a file could be taken for part of a model, or for the terms of one."""
+    return name.endswith(WEIGHTS) or is_small_file(name, 0) or LICENCE.fullmatch(name) is not None
 
 
 def _verify(

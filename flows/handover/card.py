@@ -71,7 +71,7 @@ def _base(facts: Facts) -> str:
     """The base model, so that it can be found and held against its hash."""
     base, digest = facts.base, facts.made.base.digest
     if base.repository is None:
-        return f"`{facts.made.base.name}` (sha256 `{digest[:16]}…`)"
+        return f"{tables.code(facts.made.base.name)} (sha256 `{digest[:16]}…`)"
     return f"[{base.repository}]({endpoint()}/{base.repository}/tree/{base.commit}) at commit `{base.commit}`"
 
 

@@ -1,5 +1,6 @@
 """The tables of a model card: on what it was calibrated, what it cost, where every part came from."""
 
+import re
 from collections.abc import Sequence
 
 from flows.handover.facts import Facts
@@ -28,7 +29,7 @@ def calibration(facts: Facts) -> str:
     rows = [
         (
             stage.of,
-            f"`{sources[stage.of]}`",
+            code(sources[stage.of]),
             f"{stage.metrics['documents']:,.0f} of {stage.metrics['of_documents']:,.0f}",
             f"{stage.metrics['tokens']:,.0f}",
             f"{stage.metrics['tokens'] / total:.0%}",
@@ -95,7 +96,8 @@ def lineage(facts: Facts) -> str:
     ordered = [stage for stage in made.lineage.stages if stage in chain]
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["producer"]["libraries"].items())
     text = (
-        f"Run `{run.id}` of {run.start:%Y-%m-%d} ({run.name}), Prefect flow run `{made.stage.flow_run}`; {libraries}. "
+        f"Run `{run.id}` of {run.start:%Y-%m-%d} ({code(run.name)}), Prefect flow run `{made.stage.flow_run}`; "
+        f"{libraries}. "
         "A result's hash is the sha256 over the names and sha256 of its files, its key names what it was made of, and "
         "its commit is that of the project in which it was made."
     )
@@ -108,6 +110,13 @@ def lineage(facts: Facts) -> str:
             _folded("Files", _table(("file", "bytes", "sha256"), files)),
         )
     )
+
+
+def code(text: str) -> str:
+    """Any text as Markdown's code, on one line."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{ticks}{pad}{' '.join(text.split())}{pad}{ticks}"
 
 
 def _commit(stage: Stage) -> str:

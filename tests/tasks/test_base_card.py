@@ -56,6 +56,12 @@ def test_terms_without_a_card_that_names_them_are_a_licence_of_their_own(card: s
     }
 
 
+def test_card_that_is_not_utf8_is_read_as_far_as_it_goes(tmp_path: Path):
+    folder = folder_with(tmp_path, README_md="")
+    (folder / "README.md").write_bytes("---\nlicense: mit\n---\nMüller's model".encode("latin-1"))
+    assert read(folder, tmp_path).licence == {"license": "mit"}
+
+
 def test_base_that_says_nothing_has_no_licence(tmp_path: Path):
     assert read(folder_with(tmp_path, NOTICE="thanks"), tmp_path).licence == {}
     assert read_base_card({"content": "a" * 64}, str(tmp_path / "gone"), Store(tmp_path)) == BaseCard(None)

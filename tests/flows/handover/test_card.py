@@ -8,6 +8,7 @@ from typing import Any
 import recorded
 from huggingface_hub import ModelCard
 
+from flows.handover import tables
 from flows.handover.card import card
 from flows.handover.facts import Facts, origin
 from flows.handover.made import made_by
@@ -89,3 +90,7 @@ def test_card_of_a_base_whose_code_is_its_own_loads_it_with_leave():
 
 def test_origin_of_a_base_is_its_repository_and_commit():
     assert origin(facts().made) == {"repository": "owner/base", "commit": "c" * 40}
+
+
+def test_names_with_marks_of_markdown_stay_code_on_one_line():
+    assert [tables.code(text) for text in ("a/b", "a`b", "``\n|a")] == ["`a/b`", "`` a`b ``", "``` `` |a ```"]
