@@ -11,7 +11,7 @@ from moeprune.errors import BadInput
 from tasks.tracking import Tracker
 
 
-def audits(index: Index) -> list[Entry]:
+def audits_of(index: Index) -> list[Entry]:
     """The audits, newest first."""
     return [entry for entry in index.entries.values() if entry.audit]
 

@@ -50,13 +50,13 @@ def details(path: str, index: Index, marks: Marks) -> Details:
     return Details(
         node,
         facts,
-        told(path, marks),
+        marks_in_words(path, marks),
         tuple(dict.fromkeys(stage.inputs.values())),
         tuple(index.read_by.get(path, ())),
     )
 
 
-def told(path: str, marks: Marks) -> tuple[str, ...]:
+def marks_in_words(path: str, marks: Marks) -> tuple[str, ...]:
     """A node's marks in words, and why there may be others."""
     unsure = []
     if path in marks.unknown:

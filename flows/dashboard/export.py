@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.dashboard import comparing
-from flows.dashboard.audits import audits, overview
+from flows.dashboard.audits import audits_of, overview
 from flows.dashboard.details import details, manifest, wrong
 from flows.dashboard.graph import graph_of
 from flows.dashboard.index import Entry
-from flows.dashboard.living import Living, living_of
-from flows.dashboard.picture import Picture, Told
+from flows.dashboard.svg import Descriptions, Picture
+from flows.dashboard.watching import Watcher, watcher_of
 from flows.pages import Column, Measured, Page, Paragraph, Part, Section, Table
 from flows.pages.table import Cell
 from moeprune.errors import BadInput
@@ -30,17 +30,17 @@ def export(path: Path, runs: Sequence[str], store: Path) -> str:
     """
     if path.suffix != ".html":
         raise BadInput(f"--export {path}: a page is an HTML file: give a name that ends in .html")
-    living = living_of(store)
-    living.read()
-    chosen = _chosen(living, runs)
-    living.ask([entry.id for entry in reversed(chosen)])
-    living.check(PATIENCE)
-    page_of(living, chosen).write(path)
-    return living.tracker.keep_page(path, NAME)
+    watcher = watcher_of(store)
+    watcher.read()
+    chosen = _chosen(watcher, runs)
+    watcher.ask([entry.id for entry in reversed(chosen)])
+    watcher.check(PATIENCE)
+    page_of(watcher, chosen).write(path)
+    return watcher.tracker.keep_page(path, NAME)
 
 
-def _chosen(living: Living, runs: Sequence[str]) -> list[Entry]:
-    entries = list(living.index.entries.values())
+def _chosen(watcher: Watcher, runs: Sequence[str]) -> list[Entry]:
+    entries = list(watcher.index.entries.values())
     if not entries:
         raise BadInput("--export: the tracker has no run yet: `moeprune run params/demo.yaml` makes one")
     if not runs:
@@ -54,16 +54,16 @@ def _chosen(living: Living, runs: Sequence[str]) -> list[Entry]:
     return found
 
 
-def page_of(living: Living, chosen: Sequence[Entry]) -> Page:
+def page_of(watcher: Watcher, chosen: Sequence[Entry]) -> Page:
     """The page; `chosen` runs are drawn and compared, all are listed."""
-    index, marks = living.index, living.marks
+    index, marks = watcher.index, watcher.marks
     entries = list(index.entries.values())
     nodes = index.graph([entry.id for entry in chosen])
     measured = comparing.measures(chosen) or comparing.measures(entries)
     every = comparing.overview(entries, measured[0]) if measured else []
-    compared = comparing.comparison(chosen, measured[0], living.tracker)[1:] if measured else []
-    checked = f"; {living.unchecked} runs were not checked for stale results" if living.unchecked else ""
-    damaged = f"; {len(living.damaged)} runs cannot be shown" if living.damaged else ""
+    compared = comparing.comparison(chosen, measured[0], watcher.tracker)[1:] if measured else []
+    checked = f"; {watcher.unchecked} runs were not checked for stale results" if watcher.unchecked else ""
+    damaged = f"; {len(watcher.damaged)} runs cannot be shown" if watcher.damaged else ""
     names = ", ".join(f"{entry.lineage.run.name} ({entry.id[:8]})" for entry in chosen)
     return Page(
         "Lineage",
@@ -73,30 +73,30 @@ def page_of(living: Living, chosen: Sequence[Entry]) -> Page:
         f"Of {len(marks.unknown.keys() | marks.unseen.keys()):,} one or the other is not known{checked}{damaged}.",
         [
             Section("Graph", [Picture(graph_of(nodes), marks)]),
-            Section("Stale and missing", [_wrong(living)]),
+            Section("Stale and missing", [_wrong(watcher)]),
             *every,
             *compared,
             Section("Runs", [_runs(entries)]),
-            *([Section("Audits", [overview(audits(index))])] if audits(index) else []),
-            Section("Results", [_told(living, list(nodes))]),
+            *([Section("Audits", [overview(audits_of(index))])] if audits_of(index) else []),
+            Section("Results", [_described(watcher, list(nodes))]),
         ],
         f"Made by `moeprune dashboard --export` on {index.read:%Y-%m-%d at %H:%M} UTC.",
     )
 
 
-def _told(living: Living, paths: Sequence[str]) -> Part:
-    return Told([(details(path, living.index, living.marks), _manifest(living, path)) for path in paths])
+def _described(watcher: Watcher, paths: Sequence[str]) -> Part:
+    return Descriptions([(details(path, watcher.index, watcher.marks), _manifest(watcher, path)) for path in paths])
 
 
-def _manifest(living: Living, path: str) -> dict[str, object] | None:
+def _manifest(watcher: Watcher, path: str) -> dict[str, object] | None:
     try:
-        return manifest(living.index.nodes[path], living.tracker)
+        return manifest(watcher.index.nodes[path], watcher.tracker)
     except BadInput:
         return None
 
 
-def _wrong(living: Living) -> Part:
-    nodes, marks = living.index.nodes, living.marks
+def _wrong(watcher: Watcher) -> Part:
+    nodes, marks = watcher.index.nodes, watcher.marks
     rows: list[list[Cell]] = [
         [nodes[path].label, nodes[path].stage.digest[:8], path[:20], "; ".join(said)]
         for path in nodes

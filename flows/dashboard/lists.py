@@ -7,9 +7,9 @@ from dash import dcc, html
 
 from flows.dashboard import comparing
 from flows.dashboard.index import Entry, Index
-from flows.dashboard.living import Living
 from flows.dashboard.marks import Marks
-from flows.dashboard.views import plain_table
+from flows.dashboard.parts import plain_table
+from flows.dashboard.watching import Watcher
 
 PAGE = 15
 """Runs in a page of the list."""
@@ -118,16 +118,16 @@ def marks_of(entry: Entry, marks: Marks) -> str:
     return ", ".join(found + [f"not known whether {name}" for name, any_ in unsure.items() if any_])
 
 
-def status(living: Living) -> str:
+def status(watcher: Watcher) -> str:
     """How much is known, and what is in the way of knowing more."""
-    index: Index = living.index
-    if living.trouble:
-        return f"The tracker could not be read: {living.trouble}"
+    index: Index = watcher.index
+    if watcher.trouble:
+        return f"The tracker could not be read: {watcher.trouble}"
     if index.read is None:
         return "Reading the tracker ..."
     read = f"{len(index.entries):,} runs, {len(index.nodes):,} results, read {index.read:%H:%M:%S} UTC"
-    if damaged := tuple(living.damaged.values()):
+    if damaged := tuple(watcher.damaged.values()):
         read += f"; {len(damaged):,} {'run' if len(damaged) == 1 else 'runs'} cannot be shown: {damaged[0]}"
-    if not living.whole:
+    if not watcher.whole:
         return f"{read}; older runs are still being read ..."
-    return f"{read}; {living.unchecked:,} runs still to be checked for stale results" if living.unchecked else read
+    return f"{read}; {watcher.unchecked:,} runs still to be checked for stale results" if watcher.unchecked else read

@@ -5,9 +5,9 @@ from typing import Any
 import dash_cytoscape
 from dash import dcc, html
 
-from flows.dashboard.drawing import stylesheet
+from flows.dashboard.cytoscape import stylesheet
 from flows.dashboard.lists import SORTS
-from flows.dashboard.views import aria
+from flows.dashboard.parts import aria
 
 VIEWS = {"/": "Lineage", "/compare": "Compare", "/audits": "Audits", "/models": "Models"}
 LOOK = 2000

@@ -15,8 +15,8 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from flows.dashboard.answers import register
 from flows.dashboard.audits import report
-from flows.dashboard.living import Living, living_of
 from flows.dashboard.page import layout
+from flows.dashboard.watching import Watcher, watcher_of
 from flows.pages import NOTHING_FETCHED
 from moeprune.errors import BadInput
 
@@ -30,7 +30,7 @@ APART = f"sandbox allow-scripts allow-downloads; {NOTHING_FETCHED}; frame-ancest
 """For reports: whoever writes to the tracker can plant one, so its scripts are given no origin and no network."""
 
 
-def app_of(living: Living, local: bool) -> Dash:
+def app_of(watcher: Watcher, local: bool) -> Dash:
     """The app. With `local` it answers only what is addressed to this machine: no other site can have it asked."""
     app = Dash(
         __name__,
@@ -41,7 +41,7 @@ def app_of(living: Living, local: bool) -> Dash:
         serve_locally=True,
     )
     app.layout = layout()
-    register(app, living)
+    register(app, watcher)
     server: Flask = app.server
 
     @server.before_request
@@ -58,11 +58,11 @@ def app_of(living: Living, local: bool) -> Dash:
 
     @server.route(f"{REPORTS}<run>")
     def audit_report(run: str) -> Any:
-        entry = living.index.entries.get(run)
+        entry = watcher.index.entries.get(run)
         if entry is None or not entry.audit:
             abort(404)
         try:
-            return Response(report(entry, living.tracker), mimetype="text/html")
+            return Response(report(entry, watcher.tracker), mimetype="text/html")
         except BadInput as error:
             return Response(str(error), 404, mimetype="text/plain")
 
@@ -77,7 +77,7 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def listen(living: Living, host: str, port: int) -> BaseWSGIServer:
+def listen(watcher: Watcher, host: str, port: int) -> BaseWSGIServer:
     """A server that answers on `host`; port 0 is any free one. Raises BadInput if it cannot be had."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     try:
@@ -88,21 +88,21 @@ def listen(living: Living, host: str, port: int) -> BaseWSGIServer:
             f"--host {host} --port {port}: cannot be listened on ({error.strerror}): choose another port or address"
         ) from error
     with taken:
-        return make_server(host, port, app_of(living, is_local(host)).server, threaded=True, fd=taken.fileno())
+        return make_server(host, port, app_of(watcher, is_local(host)).server, threaded=True, fd=taken.fileno())
 
 
 @contextmanager
 def serving(store: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve in the background; gives the address. BadInput as `living_of` and `listen`."""
-    living = living_of(store)
-    server = listen(living, host, port)
-    living.start()
+    """Serve in the background; gives the address. BadInput as `watcher_of` and `listen`."""
+    watcher = watcher_of(store)
+    server = listen(watcher, host, port)
+    watcher.start()
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://{f'[{host}]' if ':' in host else host}:{server.socket.getsockname()[1]}/"
     finally:
         server.shutdown()
-        living.stop()
+        watcher.stop()
 
 
 def serve(store: Path, host: str, port: int) -> None:

@@ -7,11 +7,11 @@ from datetime import date, timedelta
 import pytest
 from recorded import DAY, lineage, stage
 
-from flows.dashboard import drawing
+from flows.dashboard import cytoscape
 from flows.dashboard.graph import WIDTH, graph_of
 from flows.dashboard.index import Index, Node, Use, Wanted
 from flows.dashboard.marks import Marks
-from flows.dashboard.picture import Picture
+from flows.dashboard.svg import Picture
 
 BASE = stage("download", "b")
 CORPUS = stage("calibrate", "c", "wiki", ("download/b",), md5="0" * 32)
@@ -134,8 +134,8 @@ def test_graph_shows_a_stage_that_it_does_not_know():
     nodes = index_of(run("newer", stages=(BASE, CORPUS, unheard))).nodes
     graph, marks = graph_of(nodes), Marks()
     assert nodes["merge/e"].label == "merge two"
-    assert "merge" in next(one["classes"] for one in drawing.elements(graph, marks) if one["data"]["id"] == "merge/e")
-    assert "merge" in str(drawing.listed(nodes.values(), marks, None))
+    assert "merge" in next(one["classes"] for one in cytoscape.elements(graph, marks) if one["data"]["id"] == "merge/e")
+    assert "merge" in str(cytoscape.listed(nodes.values(), marks, None))
     assert "merge two" in Picture(graph, marks).html("p")
 
 

@@ -14,21 +14,21 @@ import hub
 import many_runs
 import pytest
 
-from flows.dashboard.living import Living
 from flows.dashboard.serving import app_of, is_local, serving
+from flows.dashboard.watching import Watcher
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory) -> Living:
+def few(tmp_path_factory) -> Watcher:
     folder = tmp_path_factory.mktemp("few")
     many_runs.make(folder, 4)
     store = Store(folder)
-    living = Living(Tracker(store), store, folder)
-    living.read()
-    return living
+    watcher = Watcher(Tracker(store), store, folder)
+    watcher.read()
+    return watcher
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8050", "localhost:8050", "[::1]:8050", "127.0.0.1"])

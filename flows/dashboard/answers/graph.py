@@ -4,9 +4,9 @@ from typing import Any
 
 from dash import ALL, Dash, Input, Output, State, ctx, no_update
 
-from flows.dashboard import drawing, nodes
+from flows.dashboard import cytoscape, views
 from flows.dashboard.graph import graph_of
-from flows.dashboard.living import Living
+from flows.dashboard.watching import Watcher
 from tasks.lineage import upstream
 
 NODE = "/node/"
@@ -17,7 +17,7 @@ MOST = 40
 """Runs drawn at once; more could not be read."""
 
 
-def register(app: Dash, living: Living) -> None:
+def register(app: Dash, watcher: Watcher) -> None:
     """Have the app answer."""
 
     @app.callback(
@@ -32,18 +32,18 @@ def register(app: Dash, living: Living) -> None:
         State("graph", "elements"),
     )
     def draw(found: list[str], chosen: list[str], _: str, node: str | None, before: list[Any]) -> Any:
-        runs = [run for run in chosen if run in living.index.entries][:MOST]
-        runs = runs or [one.id for one in living.index.those(found) if not one.audit][:DRAWN] or found[:1]
-        living.ask(runs)
-        graph = graph_of(living.index.graph(runs))
-        elements = drawing.elements(graph, living.marks)
+        runs = [run for run in chosen if run in watcher.index.entries][:MOST]
+        runs = runs or [one.id for one in watcher.index.those(found) if not one.audit][:DRAWN] or found[:1]
+        watcher.ask(runs)
+        graph = graph_of(watcher.index.graph(runs))
+        elements = cytoscape.elements(graph, watcher.marks)
         if elements == before:
             return [no_update] * 4
         which = "the chosen" if chosen else "the newest that were found; choose others in the list"
         more = f", the first {MOST} of {len(chosen)}" if len(chosen) > MOST else ""
         said = f"{len(graph.nodes)} results of {len(runs)} runs: {which}{more}."
-        listed = drawing.listed((one.node for one in graph.nodes.values()), living.marks, node)
-        return elements, listed, said, drawing.height(graph)
+        listed = cytoscape.listed((one.node for one in graph.nodes.values()), watcher.marks, node)
+        return elements, listed, said, cytoscape.height(graph)
 
     @app.callback(
         Output("node", "data"),
@@ -60,9 +60,9 @@ def register(app: Dash, living: Living) -> None:
         if isinstance(ctx.triggered_id, dict):  # buttons that have just been made ask, too
             return (ctx.triggered_id["path"] if any(clicks) else no_update), no_update
         path = (address or "").removeprefix(NODE)
-        if path == address or path not in living.index.nodes:
+        if path == address or path not in watcher.index.nodes:
             return no_update, no_update
-        using = [use.run for use in living.index.nodes[path].uses]
+        using = [use.run for use in watcher.index.nodes[path].uses]
         return path, (no_update if set(using) & set(chosen) else [*chosen, using[0]])
 
     @app.callback(
@@ -74,10 +74,10 @@ def register(app: Dash, living: Living) -> None:
         State({"type": "node", "path": ALL, "where": "list"}, "id"),
     )
     def tell(path: str | None, _: str, buttons: list[dict[str, str]]) -> Any:
-        index = living.index
-        pressed = [drawing.pressed(one["path"] == path) for one in buttons]
+        index = watcher.index
+        pressed = [cytoscape.pressed(one["path"] == path) for one in buttons]
         if path is None or path not in index.nodes:
-            return "Choose a node in the graph or in the list.", drawing.stylesheet(), pressed
+            return "Choose a node in the graph or in the list.", cytoscape.stylesheet(), pressed
         stages = {one: node.stage for one, node in index.nodes.items()}
         near = list(upstream(stages, path))
-        return nodes.told(path, living), drawing.stylesheet(path, near), pressed
+        return views.node_view(path, watcher), cytoscape.stylesheet(path, near), pressed

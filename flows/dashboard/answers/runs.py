@@ -7,35 +7,34 @@ from dash import ALL, Dash, Input, Output, State, ctx, no_update
 
 from flows.dashboard import lists
 from flows.dashboard.index import Wanted
-from flows.dashboard.living import Living
+from flows.dashboard.watching import Watcher
 
 
-def register(app: Dash, living: Living) -> None:
+def register(app: Dash, watcher: Watcher) -> None:
     """Have the app answer."""
 
     @app.callback(
         Output("version", "data"), Output("status", "children"), Input("tick", "n_intervals"), State("version", "data")
     )
     def look(_: int, before: int | None) -> tuple[Any, str]:
-        now = living.version
-        return (now if now != before else no_update), lists.status(living)
+        now = watcher.version
+        return (now if now != before else no_update), lists.status(watcher)
 
     @app.callback(*(Output(name, "options") for name in ("model", "method", "corpus")), Input("version", "data"))
     def offer(_: str) -> list[list[str]]:
-        return [living.index.choices(name) for name in ("model", "method", "corpora")]
+        return [watcher.index.choices(name) for name in ("model", "method", "corpora")]
 
     @app.callback(
         Output("found", "data"),
         Output("page", "data"),
         Input("version", "data"),
         *(Input(name, "value") for name in ("text", "model", "method", "corpus", "first", "last", "marks", "order")),
-        State("page", "data"),
         State("found", "data"),
     )
     def search(_: str, text: str | None, model: str | None, method: str | None, corpus: str | None, first: str | None,
-               last: str | None, marks: str | None, order: str, page: int, before: list[str]) -> Any:  # fmt: skip
+               last: str | None, marks: str | None, order: str, before: list[str]) -> Any:  # fmt: skip
         wanted = Wanted(text or "", model or "", method or "", corpus or "", day(first), day(last))
-        found = lists.marked(living.index.search(wanted), living.marks, marks or "")
+        found = lists.marked(watcher.index.search(wanted), watcher.marks, marks or "")
         ids = [entry.id for entry in lists.ordered(found, order)]
         if ctx.triggered_id == "version":  # the reader stays where they are
             return (ids if ids != before else no_update), no_update
@@ -51,9 +50,9 @@ def register(app: Dash, living: Living) -> None:
         State("rows", "data"),
     )
     def show(found: list[str], page: int, _: str, chosen: list[str], before: list[list[str]] | None) -> Any:
-        entries = lists.page(living.index.those(found), page)[1]
+        entries = lists.page(watcher.index.those(found), page)[1]
         rows = lists.said(entries)
-        return (no_update, no_update) if rows == before else (lists.table(entries, chosen, living.marks), rows)
+        return (no_update, no_update) if rows == before else (lists.table(entries, chosen, watcher.marks), rows)
 
     @app.callback(
         Output({"type": "marks", "run": ALL}, "children"),
@@ -61,11 +60,11 @@ def register(app: Dash, living: Living) -> None:
         State({"type": "marks", "run": ALL}, "id"),
     )
     def mark(_: str, spans: list[dict[str, str]]) -> list[str]:
-        return [lists.marks_of(one, living.marks) for one in living.index.those([span["run"] for span in spans])]
+        return [lists.marks_of(one, watcher.marks) for one in watcher.index.those([span["run"] for span in spans])]
 
     @app.callback(Output("turn", "children"), Input("found", "data"), Input("page", "data"), Input("chosen", "data"))
     def tell_page(found: list[str], page: int, chosen: list[str]) -> Any:
-        number, _ = lists.page(living.index.those(found), page)
+        number, _ = lists.page(watcher.index.those(found), page)
         return lists.turning(len(found), number, len(chosen))
 
     @app.callback(
@@ -76,7 +75,7 @@ def register(app: Dash, living: Living) -> None:
         prevent_initial_call=True,
     )
     def turn(clicks: list[int | None], page: int, found: list[str]) -> Any:
-        number, _ = lists.page(living.index.those(found), page)
+        number, _ = lists.page(watcher.index.those(found), page)
         return number + ctx.triggered_id["by"] if any(clicks) else no_update
 
     @app.callback(
@@ -104,7 +103,7 @@ def register(app: Dash, living: Living) -> None:
 
     @app.callback(Output("again", "n_clicks"), Input("again", "n_clicks"), prevent_initial_call=True)
     def again(_: int) -> Any:
-        living.refresh()
+        watcher.refresh()
         return no_update
 
 

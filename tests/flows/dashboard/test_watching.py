@@ -8,11 +8,11 @@ from mlflow.tracking import MlflowClient
 from recorded import stage
 
 from flows.dashboard import lists
-from flows.dashboard import living as looking
+from flows.dashboard import watching as looking
 from flows.dashboard.details import details
 from flows.dashboard.index import Node, Use
-from flows.dashboard.living import Living
 from flows.dashboard.marks import places
+from flows.dashboard.watching import Watcher
 from tasks import versioning
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
@@ -23,18 +23,18 @@ AWAY = "['remote \"away\"']\n    url = http://127.0.0.1:9/objects\n"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
-    folder = tmp_path_factory.mktemp("living")
+    folder = tmp_path_factory.mktemp("watched")
     many_runs.make(folder, 4)
     return Store(folder)
 
 
-def new(store: Store) -> Living:
-    return Living(Tracker(store), store, store.root)
+def new(store: Store) -> Watcher:
+    return Watcher(Tracker(store), store, store.root)
 
 
-def test_living_whole_read_that_fails_is_tried_again_at_the_next_look(store, monkeypatch):
-    living = new(store)
-    read, calls = living.tracker.runs_with_stages, []
+def test_watcher_whole_read_that_fails_is_tried_again_at_the_next_look(store, monkeypatch):
+    watcher = new(store)
+    read, calls = watcher.tracker.runs_with_stages, []
 
     def fail_once(*words):
         calls.append(words)
@@ -43,71 +43,71 @@ def test_living_whole_read_that_fails_is_tried_again_at_the_next_look(store, mon
         return read(*words)
 
     monkeypatch.setattr(looking, "FIRST", 2)
-    monkeypatch.setattr(living.tracker, "runs_with_stages", fail_once)
+    monkeypatch.setattr(watcher.tracker, "runs_with_stages", fail_once)
     with pytest.raises(OSError, match="starts anew"):
-        living.read()
-    assert len(living.index.entries) == 2 and not living.whole
-    living.read()
-    assert len(living.index.entries) == 4 and living.whole and living.unchecked == 4
+        watcher.read()
+    assert len(watcher.index.entries) == 2 and not watcher.whole
+    watcher.read()
+    assert len(watcher.index.entries) == 4 and watcher.whole and watcher.unchecked == 4
 
 
-def test_living_asks_the_tracker_as_often_for_many_runs_as_for_one(store, monkeypatch):
+def test_watcher_asks_the_tracker_as_often_for_many_runs_as_for_one(store, monkeypatch):
     asked = []
 
     def counted(name):
         ask = getattr(MlflowClient, name)
         return lambda *words, **options: asked.append(name) or ask(*words, **options)
 
-    living = new(store)
-    living.tracker.check()
+    watcher = new(store)
+    watcher.tracker.check()
     monkeypatch.setattr(looking, "FIRST", 4)
     for name in dir(MlflowClient):
         if name.startswith(("search_", "get_", "list_", "download_")):
             monkeypatch.setattr(MlflowClient, name, counted(name))
-    living.read()
+    watcher.read()
     assert len(asked) <= 11  # the newest runs: 5, all of them: 3, the registry: 3
     with ExitStack() as opened:
         for name in "abc":
-            opened.enter_context(living.tracker.run(name, {}))
+            opened.enter_context(watcher.tracker.run(name, {}))
         for _ in range(2):
             asked.clear()
-            living.read()
-            assert len(asked) <= 3 and len(living.index.entries) == 7
-    for run in living.tracker.list_runs(3):
-        MlflowClient(living.tracker.uri).delete_run(run.id)
+            watcher.read()
+            assert len(asked) <= 3 and len(watcher.index.entries) == 7
+    for run in watcher.tracker.list_runs(3):
+        MlflowClient(watcher.tracker.uri).delete_run(run.id)
 
 
-def test_living_run_whose_record_is_damaged_is_told_and_leaves_the_others(store):
-    living = new(store)
-    run, other = living.tracker.list_runs(2)
-    stage = living.tracker.find_run(run.id).children[0]
+def test_watcher_run_whose_record_is_damaged_is_told_and_leaves_the_others(store):
+    watcher = new(store)
+    run, other = watcher.tracker.list_runs(2)
+    stage = watcher.tracker.find_run(run.id).children[0]
     key = stage.tags["key"]
-    living.tracker.tag(stage.id, "key", "../../etc")
+    watcher.tracker.tag(stage.id, "key", "../../etc")
     try:
-        living.read()
-        assert other.id in living.index.entries and run.id not in living.index.entries
-        assert "1 run cannot be shown" in lists.status(living) and "../../etc" in lists.status(living)
+        watcher.read()
+        assert other.id in watcher.index.entries and run.id not in watcher.index.entries
+        assert "1 run cannot be shown" in lists.status(watcher) and "../../etc" in lists.status(watcher)
     finally:
-        living.tracker.tag(stage.id, "key", key)
-    living.refresh()
-    living.read()
-    assert run.id in living.index.entries and "cannot be shown" not in lists.status(living)
+        watcher.tracker.tag(stage.id, "key", key)
+    watcher.refresh()
+    watcher.read()
+    assert run.id in watcher.index.entries and "cannot be shown" not in lists.status(watcher)
 
 
-def test_living_recipe_that_nobody_understands_is_told_of_its_run_alone(store):
-    living = new(store)
-    living.read()
-    run = next(iter(living.index.entries.values()))
+def test_watcher_recipe_that_nobody_understands_is_told_of_its_run_alone(store):
+    watcher = new(store)
+    watcher.read()
+    run = next(iter(watcher.index.entries.values()))
     recipe = store.root / "mlruns" / run.id / "artifacts/recipe.yaml"
     kept = recipe.read_bytes()
     recipe.write_text("- a list\n")
     try:
-        living.check(600)
+        watcher.check(600)
     finally:
         recipe.write_bytes(kept)
-    assert living.unchecked == 0
-    assert "TypeError" in living.marks.unknown[run.lineage.find("prune").path]
-    assert "not known whether stale" in lists.marks_of(run, living.marks)
+    assert watcher.unchecked == 0
+    assert "TypeError" in watcher.marks.unknown[run.lineage.find("prune").path]
+    assert "not known whether stale" in lists.marks_of(run, watcher.marks)
 
 
 def test_places_behind_a_remote_that_does_not_answer_are_unknown(tmp_path):
@@ -123,22 +123,22 @@ def test_places_behind_a_remote_that_does_not_answer_are_unknown(tmp_path):
     assert list(unseen) == ["mask/m"] and "'away'" in unseen["mask/m"]
 
 
-def test_living_bytes_behind_a_remote_that_does_not_answer_are_not_missing(store):
+def test_watcher_bytes_behind_a_remote_that_does_not_answer_are_not_missing(store):
     versioning.init(store.root)
     with (store.root / ".dvc/config").open("a") as config:
         config.write(AWAY)
-    living = new(store)
-    living.read()
-    mask = next(iter(living.index.entries.values())).lineage.find("mask")
+    watcher = new(store)
+    watcher.read()
+    mask = next(iter(watcher.index.entries.values())).lineage.find("mask")
     (store.root / mask.path / "mask.json").rename(store.root / "mask.json")
     try:
-        living.check(0)
+        watcher.check(0)
     finally:
         (store.root / "mask.json").rename(store.root / mask.path / "mask.json")
-    assert not living.marks.missing(mask.path)
-    shown = details(mask.path, living.index, living.marks)
+    assert not watcher.marks.missing(mask.path)
+    shown = details(mask.path, watcher.index, watcher.marks)
     assert "'away'" in shown.facts["bytes found in"]
-    living.refresh()
-    living.read()
-    living.check(0)
-    assert living.marks.places[mask.path] == "store" and mask.path not in living.marks.unseen
+    watcher.refresh()
+    watcher.read()
+    watcher.check(0)
+    assert watcher.marks.places[mask.path] == "store" and mask.path not in watcher.marks.unseen

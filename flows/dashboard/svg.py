@@ -1,4 +1,4 @@
-"""The lineage graph as a picture within a page, and its nodes told below it: links, no script."""
+"""The lineage graph as a picture within a page, and its nodes described below it: links, no script."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from flows.dashboard.cytoscape import caption
 from flows.dashboard.details import Details
-from flows.dashboard.drawing import caption
 from flows.dashboard.graph import HEIGHT, LOOKS, OTHER, ROOM, WIDTH, Graph
 from flows.dashboard.marks import Marks
 
@@ -26,10 +26,10 @@ SHAPES = {
 MARGIN = 12
 STYLE = (
     "<style>.lineage a:focus-visible { outline: 3px solid #0072B2; } .lineage text { font-size: 11px; }"
-    " .node-told { border: 1px solid #ccc; padding: .4rem .8rem; font-size: .85rem; margin-bottom: .6rem; }"
-    " .node-told:target { border: 2px solid #D55E00; } .node-told dl { display: grid; margin: .3rem 0;"
-    " grid-template-columns: max-content minmax(0, 1fr); gap: 0 1rem; } .node-told dd { margin: 0;"
-    " overflow-wrap: anywhere; } .node-told h3 { margin: 0; } .node-told pre { overflow: auto; max-height: 30rem; }"
+    " .described { border: 1px solid #ccc; padding: .4rem .8rem; font-size: .85rem; margin-bottom: .6rem; }"
+    " .described:target { border: 2px solid #D55E00; } .described dl { display: grid; margin: .3rem 0;"
+    " grid-template-columns: max-content minmax(0, 1fr); gap: 0 1rem; } .described dd { margin: 0;"
+    " overflow-wrap: anywhere; } .described h3 { margin: 0; } .described pre { overflow: auto; max-height: 30rem; }"
     "</style>"
 )
 
@@ -97,24 +97,24 @@ def anchor(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class Told:
+class Descriptions:
     """What is known of nodes, each with its manifest where that is to be had."""
 
     nodes: Sequence[tuple[Details, Mapping[str, Any] | None]]
 
     def html(self, name: str) -> str:
         """The nodes as HTML."""
-        return "".join(_told(found, manifest) for found, manifest in self.nodes)
+        return "".join(_described(found, manifest) for found, manifest in self.nodes)
 
 
-def _told(found: Details, manifest: Mapping[str, Any] | None) -> str:
+def _described(found: Details, manifest: Mapping[str, Any] | None) -> str:
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in found.facts.items())
     marks = "".join(f"<p><strong>{escape(mark)}</strong></p>" for mark in found.marks)
     origins = ", ".join(f'<a href="#{anchor(path)}">{escape(path[:20])}</a>' for path in found.origins) or "nothing"
     runs = ", ".join(f"{escape(use.run[:8])} ({use.stage.cache})" for use in found.node.uses[:20])
     written = escape(json.dumps(manifest, indent=1, ensure_ascii=False)) if manifest else "not to be had"
     return (
-        f'<article class="node-told" id="{anchor(found.node.path)}"><h3>{escape(found.node.label)}</h3>{marks}'
+        f'<article class="described" id="{anchor(found.node.path)}"><h3>{escape(found.node.label)}</h3>{marks}'
         f"<dl>{facts}<dt>made from</dt><dd>{origins}</dd><dt>in runs</dt><dd>{runs}</dd></dl>"
         f"<details><summary>Manifest</summary><pre>{written}</pre></details></article>"
     )

@@ -28,18 +28,18 @@ OPEN = timedelta(days=2)
 """How long a run that has not ended is read again and again; by then its process is gone."""
 
 
-def living_of(store: Path) -> "Living":
+def watcher_of(store: Path) -> "Watcher":
     """Of a store and its tracker, seen from the working directory. Raises BadInput if there is nothing to look at."""
     found = Store(store)
     if not Tracker(found).is_there:
         raise BadInput(
-            f"there is neither {store / 'mlflow.db'} nor MLFLOW_TRACKING_URI: start it in a project that has "
-            "runs, or name the store with --store or the team's tracker"
+            f"there is neither {store / 'mlflow.db'} nor MLFLOW_TRACKING_URI: start it in a project that "
+            "has runs, or name the store with --store or the team's tracker"
         )
-    return Living(open_tracker(found), found, Path.cwd())
+    return Watcher(open_tracker(found), found, Path.cwd())
 
 
-class Living:
+class Watcher:
     """What pages read: `index` and `marks` are replaced as a whole, never changed, so that readers need no lock."""
 
     def __init__(self, tracker: Tracker, store: Store, project: Path) -> None:
@@ -160,7 +160,7 @@ class Living:
                 self._hold(run)
 
     def _hold(self, run: str) -> None:
-        from flows.dashboard.holding import Stale, stale
+        from flows.dashboard.staleness import Stale, stale
 
         lineage = self.index.entries[run].lineage
         try:

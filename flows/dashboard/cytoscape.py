@@ -8,7 +8,7 @@ from dash import html
 from flows.dashboard.graph import HEIGHT, LOOKS, OTHER, WIDTH, Graph
 from flows.dashboard.index import KINDS, Node
 from flows.dashboard.marks import Marks
-from flows.dashboard.views import aria
+from flows.dashboard.parts import aria
 from flows.pages.figure import COLOURS
 
 STALE, MISSING = "stale ⟳", "missing ∅"
