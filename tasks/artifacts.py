@@ -131,6 +131,10 @@ class Store:
         own = self._own(path)
         return own if own.is_dir() else self.root / path
 
+    def manifests(self, stage: str) -> list[Path]:
+        """Those of all results of a stage that this machine can read."""
+        return [found for above in (self.root, self._own("")) for found in above.glob(f"{stage}/*/{MANIFEST}")]
+
     def _own(self, path: str) -> Path:
         return self.root / "links" / machine() / path
 

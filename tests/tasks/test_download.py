@@ -15,7 +15,7 @@ from hub import closed_port, point_at
 
 from moeprune.errors import BadInput
 from tasks import download
-from tasks.artifacts import Store
+from tasks.artifacts import MANIFEST, Store
 from tasks.download import DownloadParams
 
 
@@ -223,7 +223,7 @@ def test_download_in_a_store_of_two_machines_is_linked_by_each_to_its_own_disk(m
         machines(name)
         assert {(folders[name] / shard).resolve().parent for shard in weights(home)} == {home}
         assert store.fault(folders[name]) is None and weights(folders[name]) == weights(models[OLD])
-        assert store.folder(artifact) == folders[name]
+        assert store.folder(artifact) == folders[name] and store.manifests("download") == [folders[name] / MANIFEST]
         home.rename(home.with_suffix(".unmounted"))
 
 
