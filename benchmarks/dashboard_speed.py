@@ -1,19 +1,23 @@
 """How quickly the dashboard shows and answers over many runs, in a real headless Chromium.
 
-    PYTHONPATH=tests python benchmarks/dashboard_speed.py [--runs 1000] [--store FOLDER]
+    PYTHONPATH=tests python benchmarks/dashboard_speed.py [--runs 1000] [--store FOLDER] [--server]
 
 The runs are made up (tests/many_runs.py): as a pruning run records itself, then copied; with --store they are kept
-there, and found the next time. Times are from the act (the command started, the page asked for, a key pressed, a mouse
-button let go) until the answer stands in the page, looked for every 20 ms.
+there, and found the next time. They are read from SQLite, or with --server as a team reads them: by way of MLflow's
+server, on PostgreSQL and an S3-compatible store, started as compose.yaml says (tests/servers.py). Times are from the
+act (the command started, the page asked for, a key pressed, a mouse button let go) until the answer stands in the page,
+looked for every 20 ms.
 """
 
 import argparse
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,6 +26,9 @@ from typing import Any
 import many_runs
 from browser import Browser, browser
 from selenium.webdriver.support.wait import WebDriverWait
+from servers import BUCKET, mlflow, postgres, s3
+from sqlalchemy import Boolean, Engine, MetaData, create_engine
+from sqlalchemy.dialects.postgresql import insert
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,20 +40,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--server", action="store_true")
     given = parser.parse_args()
     with TemporaryDirectory() as scratch:
         store = (given.store or Path(scratch) / "store").absolute()
         if not (store / "mlflow.db").is_file():
             store.mkdir(parents=True, exist_ok=True)
             many_runs.make(store, given.runs)
-        with browser(Path(scratch)) as window:
-            rows = measure(window, store, given.runs)
+        serving = served(store, Path(scratch)) if given.server else nullcontext()
+        with serving as address, browser(Path(scratch)) as window:
+            rows = measure(window, store, given.runs, {"MLFLOW_TRACKING_URI": address} if address else {})
     print("| what | seconds |\n|---|---|")
     for what, seconds in rows:
         print(f"| {what} | {seconds:.2f} |")
 
 
-def measure(window: Browser, store: Path, runs: int) -> list[tuple[str, float]]:
+@contextmanager
+def served(store: Path, scratch: Path) -> Iterator[str]:
+    """MLflow's server with what the store's database has on record; gives its address."""
+    with postgres() as cluster, s3(scratch) as storage, mlflow(cluster, storage, scratch) as address:
+        shutil.copytree(store / "mlruns", storage.folder / BUCKET / "mlflow" / "1")
+        _copy(create_engine(f"sqlite:///{store / 'mlflow.db'}"), create_engine(cluster.url("mlflow")))
+        yield address
+
+
+def _copy(origin: Engine, target: Engine) -> None:
+    """Every row of a database that the other does not have; files of runs are where the server keeps them."""
+    known = MetaData()
+    known.reflect(target)
+    with origin.connect() as source, target.begin() as written:
+        for table in known.sorted_tables:
+            flags = {column.name for column in table.columns if isinstance(column.type, Boolean)}
+            rows = [
+                {name: bool(value) if name in flags else _place(value) for name, value in row._mapping.items()}
+                for row in source.exec_driver_sql(f"SELECT * FROM {table.name}")
+            ]
+            for start in range(0, len(rows), 1000):
+                written.execute(insert(table).on_conflict_do_nothing(), rows[start : start + 1000])
+
+
+def _place(value: Any) -> Any:
+    return re.sub(r"^file://.*/mlruns", "mlflow-artifacts:/1", value) if isinstance(value, str) else value
+
+
+def measure(window: Browser, store: Path, runs: int, environ: dict[str, str]) -> list[tuple[str, float]]:
     """What was measured, and seconds."""
     started = time.monotonic()
     rows: list[tuple[str, float]] = []
@@ -62,7 +99,7 @@ def measure(window: Browser, store: Path, runs: int) -> list[tuple[str, float]]:
     def drawn() -> Any:
         return window.find("#runs tbody tr") and window.find("#graph canvas") and window.find("#nodes button")
 
-    with command(store) as address:
+    with command(store, environ) as address:
         rows.append(("command started until it listens", time.monotonic() - started))
         window.visit(address, 1400, 1000)
         note("command started until list and graph of the newest runs are seen", started, drawn)
@@ -70,11 +107,6 @@ def measure(window: Browser, store: Path, runs: int) -> list[tuple[str, float]]:
             f"command started until all {runs:,} runs can be searched",
             started,
             lambda: f"{runs:,} runs" in text("#status") and "older" not in text("#status"),
-        )
-        note(
-            "command started until every result has been checked",
-            started,
-            lambda: "to be checked" not in text("#status"),
         )
         loads = []
         for _ in range(5):
@@ -88,6 +120,11 @@ def measure(window: Browser, store: Path, runs: int) -> list[tuple[str, float]]:
         time.sleep(3)  # plotly, which is fetched after what is seen
 
         asked(window, note, text, runs)
+        note(
+            "command started until every result has been checked",
+            started,
+            lambda: "to be checked" not in text("#status"),
+        )
     return rows
 
 
@@ -132,10 +169,11 @@ def asked(
 
 
 @contextmanager
-def command(store: Path) -> Any:
+def command(store: Path, environ: dict[str, str]) -> Iterator[str]:
     """`moeprune dashboard` as a process of its own; gives its address."""
     words = [sys.executable, "-m", "flows.command", "dashboard", "--port", "0", "--store", str(store)]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    with subprocess.Popen(words, cwd=ROOT, env=kept | environ, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             found = re.search(r"http://\S+", process.stdout.readline())
