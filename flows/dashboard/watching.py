@@ -13,7 +13,7 @@ from flows.dashboard.index import Index
 from flows.dashboard.marks import Marks, places
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
-from tasks.lineage import Lineage, by_digest, read_lineages, recipe_text
+from tasks.lineage import Lineage, read_lineages, recipe_text
 from tasks.registry import Registry
 from tasks.tracked import LoggedModel
 from tasks.tracking import Tracker, open_tracker
@@ -113,7 +113,7 @@ class Watcher:
                 self._waiting.extendleft(updated.entries.keys() - known)
 
     def _read_all(self, now: datetime) -> None:
-        self._models = by_digest(self.tracker.models())
+        self._models = {}  # those of deleted runs go
         if not self.whole and len(newest := self.tracker.list_runs(FIRST)) == FIRST:
             self._add(Index.of(self._lineages(newest[-1].start), now))
         self._add(Index.of(self._lineages(), now))
