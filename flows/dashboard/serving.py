@@ -45,12 +45,17 @@ def app_of(watcher: Watcher, local: bool) -> Dash:
     server: Flask = app.server
 
     @server.before_request
+    def answer_first() -> None:
+        watcher.give_way()
+
+    @server.before_request
     def refuse_others() -> None:
         if local and not is_local(request.host.rsplit(":", 1)[0].strip("[]")):
             abort(403)
 
     @server.after_request
     def restrict(answer: Response) -> Response:
+        watcher.give_way()  # the next one follows soon
         rules = APART if request.path.startswith(REPORTS) else NOTHING_ELSEWHERE
         answer.headers["Content-Security-Policy"] = rules
         answer.headers["X-Content-Type-Options"] = "nosniff"

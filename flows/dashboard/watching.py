@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Lock, Thread
-from time import monotonic
+from time import monotonic, sleep
 
 from flows.dashboard.index import Index
 from flows.dashboard.marks import Marks, places
@@ -22,6 +22,8 @@ FIRST = 30
 """Newest runs and sweeps read first, so that there is something to look at."""
 AGAIN = 10.0
 """Seconds between looks for new runs."""
+STILL = 0.5
+"""Seconds without a request after which checking goes on: pages are answered first."""
 WHOLE = 600.0
 """Seconds after which everything is read and checked again: tags, code, sources and files may have changed."""
 OPEN = timedelta(days=2)
@@ -64,6 +66,7 @@ class Watcher:
         self._lock = Lock()
         self._wake = Event()
         self._ended = False
+        self._asked = -STILL
         self._all_read = -WHOLE
 
     def start(self) -> None:
@@ -79,6 +82,10 @@ class Watcher:
         """Read and check everything again, soon."""
         self._all_read = -WHOLE
         self._wake.set()
+
+    def give_way(self) -> None:
+        """Somebody waits for a page: check later."""
+        self._asked = monotonic()
 
     def ask(self, runs: Iterable[str]) -> None:
         """Check the results of these runs before others."""
@@ -154,6 +161,8 @@ class Watcher:
             before = {path: why for path, why in self.marks.unseen.items() if path not in looked}
             self._mark(replace(self.marks, places=known | found, unseen=before | unseen))
         while self._waiting and monotonic() < until and not self._ended:
+            while (wait := self._asked + STILL - monotonic()) > 0:
+                sleep(wait)
             with self._lock:
                 run = self._waiting.popleft()
             if run in self.index.entries:
