@@ -25,8 +25,8 @@ from prefect import runtime as prefect_runtime
 from prefect.exceptions import MissingContextError
 from pydantic import BaseModel, ConfigDict, Field
 
-from moeprune.checkpoint import digest_of, sha256
 from moeprune.errors import BadInput
+from moeprune.hashing import digest_of, sha256
 from tasks.identity import key_of
 
 MANIFEST = "manifest.json"

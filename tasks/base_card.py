@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from moeprune.checkpoint import digest_of, open_checkpoint, sha256
+from moeprune.checkpoint import open_checkpoint
 from moeprune.errors import BadInput
+from moeprune.hashing import digest_of, sha256
 from tasks import hub
 from tasks.artifacts import Store
 from tasks.hub_refusals import endpoint

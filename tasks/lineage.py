@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
-from moeprune.checkpoint import digest_of
 from moeprune.errors import BadInput
+from moeprune.hashing import digest_of
 from tasks.artifacts import MANIFEST, Artifact, Step
 from tasks.tracked import INPUT, MD5, RECIPE, LoggedModel, Record
 from tasks.tracking import Tracker

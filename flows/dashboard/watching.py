@@ -22,7 +22,7 @@ FIRST = 30
 """Newest runs and sweeps read first, so that there is something to look at."""
 AGAIN = 10.0
 """Seconds between looks for new runs."""
-STILL = 0.5
+STILL = 0.2
 """Seconds without a request after which checking goes on: pages are answered first."""
 WHOLE = 600.0
 """Seconds after which everything is read and checked again: tags, code, sources and files may have changed."""

@@ -14,8 +14,8 @@ import yaml
 from flows.handover.card import card
 from flows.handover.facts import Facts, facts_of, origin
 from flows.handover.made import MadeModel, find_model, in_hand
-from moeprune.checkpoint import sha256
 from moeprune.errors import BadInput
+from moeprune.hashing import sha256
 from tasks.artifacts import Store
 from tasks.base_card import CARD, read_base_card
 from tasks.hub_push import Pushed, check_name, publish

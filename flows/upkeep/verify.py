@@ -15,8 +15,9 @@ from flows.engine import LOGGED
 from flows.handover.made import run_named
 from flows.upkeep.rebuild import source_of
 from flows.upkeep.restore import ON_DEMAND
-from moeprune.checkpoint import digest_of, open_checkpoint, sha256
+from moeprune.checkpoint import open_checkpoint
 from moeprune.errors import BadInput
+from moeprune.hashing import digest_of, sha256
 from tasks import versioning
 from tasks.artifacts import MANIFEST, Artifact, Store
 from tasks.lineage import Lineage, Lineages, Stage, read_lineage, read_lineages, read_manifest, recipe_text

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from mlflow.tracking import MlflowClient
 
-from moeprune.checkpoint import digest_of
 from moeprune.errors import BadInput
+from moeprune.hashing import digest_of
 from tasks.artifacts import Artifact, Step, Store
 from tasks.lineage import by_digest, lineage_of, read_lineage, read_lineages, read_manifest, recipe_text, upstream
 from tasks.tracked import LoggedModel

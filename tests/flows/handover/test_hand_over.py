@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.handover import hand_over
 from flows.upkeep.collect import collect
-from moeprune.checkpoint import digest_of, open_checkpoint, sha256
+from moeprune.checkpoint import open_checkpoint
 from moeprune.errors import BadInput
+from moeprune.hashing import digest_of, sha256
 from moeprune.masks import Mask
 
 BASE, COMMIT, TARGET = "owner/base", "c" * 40, "owner/smaller"

@@ -26,7 +26,7 @@ from flows.recipe import parse_recipe, read_recipe
 from flows.sweep import flow
 from flows.sweep.flow import divided
 from flows.walk import walk
-from moeprune.checkpoint import sha256
+from moeprune.hashing import sha256
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
 

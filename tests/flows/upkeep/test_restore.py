@@ -142,7 +142,7 @@ def test_restore_over_a_damaged_result_mends_it(
 
 
 def test_restore_where_the_key_has_other_bytes_leaves_them(cloned, moeprune, monkeypatch):
-    from moeprune.checkpoint import digest_of, sha256
+    from moeprune.hashing import digest_of, sha256
 
     monkeypatch.chdir(cloned.project)
     manifest = next((cloned.project / ".moeprune/mask").glob("*/manifest.json"))
