@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dash import ALL, Dash, Input, Output, State, ctx, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 
 from flows.dashboard import cytoscape, views
 from flows.dashboard.graph import graph_of
@@ -44,6 +44,8 @@ def register(app: Dash, watcher: Watcher) -> None:
         said = f"{len(graph.nodes)} results of {len(runs)} runs: {which}{more}."
         listed = cytoscape.listed((one.node for one in graph.nodes.values()), watcher.marks, node)
         return elements, listed, said, cytoscape.height(graph)
+
+    app.clientside_callback(ClientsideFunction("moeprune", "fit"), Input("graph", "elements"), Input("graph", "style"))
 
     @app.callback(
         Output("node", "data"),
