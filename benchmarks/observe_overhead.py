@@ -31,21 +31,21 @@ OBSERVED = (("core",), ("core", "vectors"), tuple(GROUPS))
 def random_model(given: argparse.Namespace) -> PreTrainedModel:
     """An OLMoE of the shape asked for, with a spread of router weights that routes tokens to every expert."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        OlmoeConfig(
-            vocab_size=1024,
-            hidden_size=given.hidden,
-            intermediate_size=given.inner,
-            num_hidden_layers=given.layers,
-            num_attention_heads=16,
-            num_key_value_heads=16,
-            num_experts=given.experts,
-            num_experts_per_tok=given.top_k,
-        )
+    config = OlmoeConfig(
+        vocab_size=1024,
+        hidden_size=given.hidden,
+        intermediate_size=given.inner,
+        num_hidden_layers=given.layers,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        num_experts=given.experts,
+        num_experts_per_tok=given.top_k,
     )
+    with torch.device(given.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, given.dtype))
     for layer in model.model.layers:
         torch.nn.init.normal_(layer.mlp.gate.weight, std=given.hidden**-0.5)
-    return model.to(given.device).eval()
+    return model.eval()
 
 
 def random_corpus(sequences: int, length: int) -> Corpus:
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--cpu-time", action="store_true", help="count this process' CPU time: for shared machines")
     given = parser.parse_args()
     clock = time.process_time if given.cpu_time else time.perf_counter
@@ -132,7 +133,7 @@ def main() -> None:
     else:
         if not given.corpus.is_file():
             sys.exit(f"there is no {given.corpus}: bring it with `dvc pull`, or give --corpus or --random")
-        model = load_model(given.model, "float32", given.device)
+        model = load_model(given.model, given.dtype, given.device)
         corpus = calibration_corpus(given.model, given.corpus, given.sequences, given.length)
     works = variants(model, corpus, given.batch_size)
     for work in works.values():
@@ -150,8 +151,8 @@ def main() -> None:
     print(
         f"{config.model_type}, {config.num_hidden_layers} layers, hidden {config.hidden_size}, "
         f"{config.num_experts_per_tok} of {config.num_experts} experts of {config.intermediate_size}; "
-        f"{corpus.tokens} tokens in batches of {given.batch_size}; {given.device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}; {given.rounds} rounds, "
+        f"{corpus.tokens} tokens in batches of {given.batch_size}; {given.dtype}, {given.device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {given.rounds} rounds, "
         f"{'CPU' if given.cpu_time else 'wall'} time\n"
     )
     base = [f"plain, {implementation}" for implementation in PLAIN]

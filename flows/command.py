@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from flows.team_commands import COMMANDS, Json, StoreFolder
 from moeprune.errors import BadInput
 
 app = App(
@@ -22,7 +23,9 @@ app = App(
     suppress_keyboard_interrupt=False,
     version_flags=[],
 )
-runs_app = App(name="runs", help="List runs, or compare two of them pair by pair.")
+runs_app = App(
+    name="runs", help="List runs, compare two of them, say which gc must leave alone, close those that died."
+)
 app.command(runs_app)
 
 Changes = Annotated[
@@ -33,7 +36,6 @@ Changes = Annotated[
         help="Change one key of the recipe, such as mask.ratio=0.5; may be given several times.",
     ),
 ]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line of stdout.")]
 Recipe = Annotated[Path, Parameter(help="A recipe, such as params/demo.yaml.")]
 
 
@@ -106,12 +108,15 @@ def plan(recipe: Recipe, /, *, changes: Changes = ()) -> None:
 
     Runs nothing.
     """
-    from flows import grid, show, show_audit, show_sweep
-    from flows.audit_recipe import read_audit
-    from flows.auditing import plan_audit
+    from flows import show
+    from flows.audit import show as show_audit
+    from flows.audit.flow import plan_audit
+    from flows.audit.recipe import read_audit
     from flows.planning import make_plan
     from flows.recipe import parse_recipe, read_yaml
     from flows.running import plan_sweep
+    from flows.sweep import grid
+    from flows.sweep import show as show_sweep
 
     content = read_yaml(recipe, changes)
     if "audit" in content:
@@ -145,9 +150,11 @@ def sweep(
     A recipe that fails does not stop the others; the exit status is then 1. Run again, a sweep goes on where it was
     left: what is done is not done again.
     """
-    from flows import show_sweep, sweep_report, sweep_table
     from flows.pages import check_path
     from flows.running import sweep_once
+    from flows.sweep import report as sweep_report
+    from flows.sweep import show as show_sweep
+    from flows.sweep import table as sweep_table
 
     if table is not None:
         sweep_table.check_table(table)
@@ -181,9 +188,9 @@ def audit(
 
     The model is run over each corpus once; resampling, other corpora, criteria and ratios need only what that left.
     """
-    from flows import show_audit
-    from flows.audit_recipe import read_audit
-    from flows.auditing import audit_once
+    from flows.audit import show as show_audit
+    from flows.audit.flow import audit_once
+    from flows.audit.recipe import read_audit
 
     result = audit_once(read_audit(recipe, changes), recipe.stem, report)
     show_audit.audit(result)
@@ -235,7 +242,7 @@ def suites(*, fetch: Annotated[bool, Parameter(negative="", help="Get the local 
 
 
 @runs_app.command(name="list")
-def list_(sweep: str | None = None, /, *, limit: int = 20, store: Path = Path(".moeprune")) -> None:
+def list_(sweep: str | None = None, /, *, limit: int = 20, store: StoreFolder = Path(".moeprune")) -> None:
     """The newest runs and sweeps: what was pruned, how, and what it came to; or the runs of one SWEEP, by its id."""
     from flows import show
     from flows.runs import newest, of_sweep
@@ -244,13 +251,47 @@ def list_(sweep: str | None = None, /, *, limit: int = 20, store: Path = Path(".
 
 
 @runs_app.command
-def compare(first: str, second: str, /, *, store: Path = Path(".moeprune")) -> None:
+def compare(first: str, second: str, /, *, store: StoreFolder = Path(".moeprune")) -> None:
     """Paired differences of the models two runs made, SECOND minus FIRST, and how their recipes and masks differ."""
     from flows import show
     from flows.runs import compare as compare_runs
 
     show.comparison(compare_runs(first, second, store))
 
+
+@runs_app.command
+def keep(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
+    """Have `moeprune gc` leave alone all that RUN needs; of a sweep, all of its runs."""
+    from flows.runs import keep as mark
+
+    _told("kept", [one.id for one in mark(run, store, True)], as_json)
+
+
+@runs_app.command
+def unkeep(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
+    """Let `moeprune gc` remove what only RUN needs, if the disk budget demands it."""
+    from flows.runs import keep as mark
+
+    _told("no longer kept", [one.id for one in mark(run, store, False)], as_json)
+
+
+@runs_app.command
+def close(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
+    """Have RUN, or a sweep, be over as KILLED: for one whose machine is gone, as `moeprune gc` waits for it."""
+    from flows.runs import close as end
+
+    _told("closed", [end(run, store).id], as_json)
+
+
+def _told(what: str, runs: list[str], as_json: bool) -> None:
+    """What has become of runs."""
+    print(f"{what}: {', '.join(run[:8] for run in runs)}")
+    if as_json:
+        print(json.dumps({"status": "done", "error": None, "runs": runs}))
+
+
+for _command in COMMANDS:
+    app.command(_command)
 
 if __name__ == "__main__":
     main()

@@ -16,8 +16,17 @@ from flows.outcome import Outcome, Record
 from flows.recipe import Recipe
 from flows.sharing import Shared
 from tasks import comparison, versioning
-from tasks.artifacts import Artifact, Step, Store
+from tasks.artifacts import MANIFEST, Artifact, Step, Store
 from tasks.recording import Run
+
+LOGGED = {
+    "score": (MANIFEST, "scores.safetensors"),
+    "mask": (MANIFEST, "mask.json"),
+    "evaluate": (MANIFEST, "report.json", "generations.json", "samples.parquet"),
+    "audit": (MANIFEST, "audit.json"),
+    "resample": (MANIFEST, "mask.json"),
+}
+"""The files of a result that the tracker gets; of other stages the manifest alone."""
 
 Execute = Callable[[Any, dict[str, Any]], Artifact]
 """Calls a Prefect task with arguments, wherever its work is done."""
@@ -79,40 +88,35 @@ class Engine:
         return artifact
 
     def _files(self, artifact: Artifact, scratch: Path) -> list[Path]:
-        """The small files of an artifact that people look at in the tracker."""
+        """The small files of an artifact, for people to look at in the tracker, and to restore it from there."""
         folder = self.store.folder(artifact)
-        if artifact.stage == "mask":
-            table = self.store.manifest(artifact)["facts"].get("table")
-            if table is None:
-                return [folder / "mask.json"]
+        files = [folder / name for name in LOGGED.get(artifact.stage, (MANIFEST,))]
+        table = self.store.manifest(artifact)["facts"].get("table") if artifact.stage == "mask" else None
+        if table is not None:
             with (scratch / "experts.csv").open("w", newline="") as file:
                 rows = csv.DictWriter(file, table[0].keys())
                 rows.writeheader()
                 rows.writerows(table)
-            return [folder / "mask.json", scratch / "experts.csv"]
-        wanted = {
-            "score": ["scores.safetensors"],
-            "evaluate": ["report.json", "generations.json", "samples.parquet"],
-            "audit": ["audit.json"],
-            "resample": ["mask.json"],
-        }
-        return [folder / name for name in wanted.get(artifact.stage, [])]
+            files.append(scratch / "experts.csv")
+        return files
 
     def _version(self, step: Step, artifact: Artifact) -> None:
         folder = self.store.folder(artifact)
         if step.stage == "calibrate" and self.recipe.calibrate is not None:
             name = f"corpora/{step.of}-{artifact.key[:8]}.safetensors"
-            version = self._registered(artifact, folder / "tokens.safetensors", name)
+            version = self._registered(step, artifact, folder / "tokens.safetensors", name)
             source = next(corpus.source for corpus in self.recipe.calibrate.corpora if corpus.name == step.of)
             tokens = self.store.manifest(artifact)["facts"]["tokens"]
             self.run.log_corpus(self.children[step.title], step.of, version.md5, source, tokens)
-            self.outcome.versions[step.title] = version
         elif step.stage == "mask":
             name = f"masks/{artifact.digest[:8]}.json"
-            self.outcome.versions[step.title] = self._registered(artifact, folder / "mask.json", name)
+            self._registered(step, artifact, folder / "mask.json", name)
 
-    def _registered(self, artifact: Artifact, file: Path, name: str) -> versioning.Version:
-        return self.shared.registered(artifact, lambda: register(file, name, self.project))
+    def _registered(self, step: Step, artifact: Artifact, file: Path, name: str) -> versioning.Version:
+        version = self.shared.registered(artifact, lambda: register(file, name, self.project))
+        self.outcome.versions[step.title] = version
+        self.run.log_version(self.children[step.title], version.md5)
+        return version
 
     def remember(self) -> None:
         """Log the models made, their measurements and the paired differences from the base."""

@@ -14,7 +14,7 @@ from moeprune.file_plan import read_file_plan
 from moeprune.schema import Plan as Experts
 from moeprune.sizes import pruned_bytes
 from tasks import download
-from tasks.artifacts import MANIFEST, Artifact, Step, Store
+from tasks.artifacts import Artifact, Step, Store
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _expert_bytes(checkpoint: Checkpoint, plan: Experts) -> int:
 def reason(step: Step, store: Store) -> str:
     """Why a stage must run: what differs from the result of this stage and label that is nearest to it."""
     before: list[list[str]] = []
-    for path in (store.root / step.stage).glob(f"*/{MANIFEST}"):
+    for path in store.manifests(step.stage):
         manifest = json.loads(path.read_text())
         if manifest["of"] == step.of:
             before.append(differences(step, manifest))

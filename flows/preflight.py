@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.chain import Sources
 from flows.fit import check_budget, check_fit
@@ -20,6 +20,19 @@ from tasks import calibrate, download, harness, mask, observe
 from tasks.artifacts import Store
 from tasks.headers import headers_on_hub
 from tasks.hub_refusals import HubUnavailable
+
+if TYPE_CHECKING:
+    from tasks.tracking import Tracker
+
+
+def check_servers(store: Store, project: Path) -> "Tracker":
+    """The tracker. Raises BadInput if a run could not be recorded there, or its corpora and masks not be pushed."""
+    from tasks import versioning
+    from tasks.tracking import open_tracker
+
+    tracker = open_tracker(store)
+    versioning.reach(project)
+    return tracker
 
 
 def preflight(recipe: Recipe, store: Store, project: Path) -> Sources:

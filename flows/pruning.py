@@ -6,20 +6,21 @@ from pathlib import Path
 from prefect import flow
 
 from flows.chain import Sources, chain
+from flows.deployment.notify import notify
 from flows.engine import Engine, Execute, push, say
 from flows.outcome import Outcome
-from flows.preflight import preflight
-from flows.recipe import Recipe, to_yaml
+from flows.preflight import check_servers, preflight
+from flows.recipe import Recipe, recorded, to_yaml
 from flows.sharing import Shared
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
 
 
-@flow(name="prune", validate_parameters=True)
+@flow(name="prune", validate_parameters=True, on_failure=[notify], on_crashed=[notify])
 def prune_model(recipe: Recipe, name: str = "prune") -> Outcome:
     """Prune one model by one recipe: every stage the store does not have is run."""
     store = Store(recipe.runtime.store)
-    Tracker(store).check()
+    check_servers(store, Path.cwd())
     return run_recipe(recipe, name, preflight(recipe, store, Path.cwd()))
 
 
@@ -41,7 +42,7 @@ def run_recipe(recipe: Recipe, name: str, sources: Sources, among: Among | None 
     store, project = Store(recipe.runtime.store), Path.cwd()
     tags = {"method": recipe.method, **(among.tags if among else {})}
     parent = among.parent if among else None
-    with Tracker(store).run(name, recipe.model_dump(mode="json"), tags, to_yaml(recipe), parent) as run:
+    with Tracker(store).run(name, recorded(recipe), tags, to_yaml(recipe), parent) as run:
         outcome = Outcome(run.id)
         if recipe.score.reason:
             say(f"criterion {recipe.score.reason}")

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file whose sections are the words of the stages and `runtime`."""
+"""Recipes: one YAML file whose sections are the words of the stages, `promote` and `runtime`."""
 
 import itertools
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from moeprune.errors import BadInput, known_word
 from tasks.artifacts import Params, Runtime
@@ -15,6 +15,7 @@ from tasks.calibrate import CalibrateParams
 from tasks.distill import DistillParams
 from tasks.download import DownloadParams
 from tasks.evaluate import EvaluateParams
+from tasks.gate import PromoteParams
 from tasks.mask import BUDGETS, MaskParams
 from tasks.observe import ObserveParams
 from tasks.prune import PruneParams
@@ -35,7 +36,13 @@ class Recipe(Params):
     prune: PruneParams = PruneParams()
     distill: DistillParams | None = None
     evaluate: EvaluateParams | None = None
-    runtime: Runtime = Runtime()
+    promote: PromoteParams | None = None
+    runtime: Runtime = Field(default_factory=Runtime)
+
+    @model_validator(mode="after")
+    def _together(self) -> "Recipe":
+        _check_sections(self)
+        return self
 
     @property
     def sparse(self) -> bool:
@@ -139,54 +146,65 @@ def _replace_budget(mask: dict[str, Any], key: str) -> None:
 
 def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
     """Validate raw content; the first fault becomes a BadInput that names the key and what it may be."""
-    recipe = validated(Recipe, content, where)
-    _check_sections(recipe, where)
-    return recipe
+    return validated(Recipe, content, where)
 
 
 def validated(kind: type[Sections], content: dict[str, Any], where: str) -> Sections:
-    """Raw content as a recipe of some kind, its sections not yet looked at together. BadInput as `parse_recipe`."""
+    """Raw content as a recipe of some kind. BadInput as `parse_recipe`."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         raise BadInput(f"{where}: {_sentence(error.errors()[0], kind)}") from error
 
 
-def _check_sections(recipe: Recipe, where: str) -> None:
+def _check_sections(recipe: Recipe) -> None:
     """BadInput if sections do not go together."""
     criterion, rule = recipe.score.found, recipe.mask.rule
     if recipe.sparse != (criterion.reads == "weight"):
         raise BadInput(
-            f"{where}: mask.sparsity: criterion '{criterion.word}' ranks "
+            f"mask.sparsity: criterion '{criterion.word}' ranks "
             + (
                 "experts, not weights inside them: choose moe_pruner or wanda, or give mask.ratio"
                 if recipe.sparse
                 else "weights inside experts: give mask.sparsity, such as 0.5, in place of the budget"
             )
         )
+    if recipe.promote is not None:
+        _check_rules(recipe.promote, recipe.evaluate)
     if recipe.virtual and (needs := next(_needs_checkpoint(recipe), None)):
-        raise BadInput(f"{where}: evaluate.virtual: {needs}: set it to false")
+        raise BadInput(f"evaluate.virtual: {needs}: set it to false")
     if recipe.uses_corpora and recipe.calibrate is None:
         user = _user_of_corpora(recipe)
         other = ", or choose a weight-only criterion such as aimer" if user.startswith("criterion") else ""
-        raise BadInput(f"{where}: calibrate: {user} needs a calibration corpus: add the section{other}")
+        raise BadInput(f"calibrate: {user} needs a calibration corpus: add the section{other}")
     if unread := next(_unread(recipe), None):
         reader = f"criterion '{criterion.word}'" if recipe.uses_scores or recipe.sparse else f"selection '{rule.word}'"
         if recipe.uses_scores and rule.word != "uniform":
             reader += f" with selection '{rule.word}'"
-        raise BadInput(f"{where}: score.{unread}: {reader} does not read it: leave it out")
+        raise BadInput(f"score.{unread}: {reader} does not read it: leave it out")
     if recipe.score.weights and recipe.calibrate:
         names = {corpus.name for corpus in recipe.calibrate.corpora}
         if recipe.score.weights.keys() != names:
-            raise BadInput(f"{where}: score.weights: give one for each of the corpora {', '.join(sorted(names))}")
+            raise BadInput(f"score.weights: give one for each of the corpora {', '.join(sorted(names))}")
     if recipe.uses_statistics:
         if recipe.uses_scores and recipe.score.gate_mode not in recipe.observe.gate_modes:
             mode = recipe.score.gate_mode
-            raise BadInput(f"{where}: observe.gate_modes: score.gate_mode is {mode}: add it to the list")
+            raise BadInput(f"observe.gate_modes: score.gate_mode is {mode}: add it to the list")
         asked = (*(criterion.sums if recipe.uses_scores or recipe.sparse else ()), *rule.sums)
         if missing := sorted(set(asked) - set(recipe.observe.sums)):
             word = rule.word if set(missing) & set(rule.sums) else criterion.word
-            raise BadInput(f"{where}: observe.sums: '{word}' needs {', '.join(missing)}: add it to the list")
+            raise BadInput(f"observe.sums: '{word}' needs {', '.join(missing)}: add it to the list")
+
+
+def _check_rules(promote: PromoteParams, evaluate: EvaluateParams | None) -> None:
+    """BadInput if a rule is about what is not measured, as far as that can be told beforehand."""
+    if evaluate is None:
+        raise BadInput("promote: its rules need measurements: add the section evaluate")
+    corpora = [corpus.name for corpus in evaluate.corpora]
+    for name in promote.perplexity:
+        known_word(name, corpora, "promote.perplexity: corpus")
+    if promote.accuracy and not evaluate.tasks:
+        raise BadInput("promote.accuracy: no questions are asked: add evaluate.tasks")
 
 
 def _needs_checkpoint(recipe: Recipe) -> Iterator[str]:
@@ -239,7 +257,7 @@ def _sentence(fault: Any, kind: type[Params]) -> str:
             return str(error)
     cause = (fault.get("ctx") or {}).get("error")
     if isinstance(cause, BadInput):
-        return str(cause) if str(cause).startswith(f"{place[0]}.") else f"{named}: {cause}"
+        return str(cause) if not place or str(cause).startswith(f"{place[0]}.") else f"{named}: {cause}"
     got = f", not {fault['input']!r}" if isinstance(fault["input"], str | int | float | bool) else ""
     return f"{named}: {re.sub('^Value error, ', '', fault['msg'])}{got}"
 
@@ -296,6 +314,11 @@ def _choices(value: Any, model: Any) -> Iterator[Any]:
         yield value
 
 
-def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe: every default written out."""
-    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+def recorded(recipe: Params) -> dict[str, Any]:
+    """All that a run is told, every default written out, but for where this machine has its store."""
+    return recipe.model_dump(mode="json", exclude={"runtime": {"store"}})
+
+
+def to_yaml(*recipes: Params) -> str:
+    """Resolved recipes for other machines, too: as `recorded`, a document each."""
+    return str(yaml.safe_dump_all(map(recorded, recipes), sort_keys=False, allow_unicode=True))

@@ -4,24 +4,23 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from flows import grid
 from flows.outcome import Outcome, Sweep
-from flows.preflight import preflight
+from flows.preflight import check_servers, preflight
 from flows.pruning import prune_model
 from flows.recipe import Recipe
-from flows.sweep_planning import SweepPlan, plan_of
-from flows.sweeping import prune_models
+from flows.sweep import grid
+from flows.sweep.flow import prune_models
+from flows.sweep.planning import SweepPlan, plan_of
 from flows.walk import walk
 from moeprune.errors import BadInput
 from tasks.artifacts import Store
-from tasks.tracking import Tracker
 
 
 def run_once(recipe: Recipe, name: str) -> Outcome:
     """One pruning run. What can be refused is refused before Prefect is started."""
     quiet()
     store = Store(recipe.runtime.store)
-    Tracker(store).check()
+    check_servers(store, Path.cwd())
     preflight(recipe, store, Path.cwd())
     return prune_model(recipe, name)
 
@@ -31,9 +30,9 @@ def sweep_once(content: dict[str, Any], path: Path, max_parallel: int = 1) -> Sw
     quiet()
     recipes = grid.recipes_of(content, str(path))
     store = grid.store_of(recipes)
-    Tracker(store).check()
+    check_servers(store, Path.cwd())
     grid.check(recipes, store)
-    state: Any = prune_models(recipes, path.stem, max_parallel, return_state=True)
+    state: Any = prune_models(content, path.stem, max_parallel, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         raise result

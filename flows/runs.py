@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.upkeep.needing import note_use
 from moeprune import weight_masks
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from tasks import comparison
-from tasks.artifacts import Store
-from tasks.tracked import Record
-from tasks.tracking import Tracker
+from tasks.artifacts import Store, logger
+from tasks.lineage import lineage_of
+from tasks.tracked import KEPT, Record
+from tasks.tracking import open_tracker
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,40 @@ class Comparison:
 
 def newest(limit: int, store: Path) -> list[Record]:
     """The newest runs and sweeps first."""
-    return Tracker(Store(store)).list_runs(limit)
+    return open_tracker(Store(store)).list_runs(limit)
 
 
 def of_sweep(sweep: str, store: Path) -> list[Record]:
     """The runs of a sweep, by its id or the beginning of it, the first first."""
-    return list(Tracker(Store(store)).find_sweep(sweep).children)
+    return list(open_tracker(Store(store)).find_sweep(sweep).children)
+
+
+def keep(prefix: str, store: Path, kept: bool) -> list[Record]:
+    """Have gc leave alone all that a run, or every run of a sweep, needs; or no longer. Returns these runs."""
+    tracker = open_tracker(Store(store))
+    found = tracker.find(prefix)
+    runs = list(found.children) if found.tags["role"] == "sweep" else [found]
+    for run in runs:
+        tracker.tag(run.id, KEPT, "true" if kept else None)
+        if kept and (missing := note_use(lineage_of(tracker.find_run(run.id)), tracker.store)):
+            logger().warning(
+                "run %s: %s of its results are not in the store, such as %s: `moeprune restore %s` brings them back",
+                run.id[:8],
+                len(missing),
+                missing[0],
+                run.id[:8],
+            )
+    return runs
+
+
+def close(prefix: str, store: Path) -> Record:
+    """Have a run or sweep whose process is gone be over; BadInput as `Tracker.close`. Returns it."""
+    return open_tracker(Store(store)).close(prefix)
 
 
 def compare(first: str, second: str, store: Path) -> Comparison:
     """Compare two runs by id or its beginning; BadInput if one is unknown or its results are not in the store."""
-    tracker = Tracker(Store(store))
+    tracker = open_tracker(Store(store))
     one, other = tracker.find_run(first), tracker.find_run(second)
     folders = [_folder(run, f"evaluate {_made(run)}", store) for run in (one, other)]
     metrics = comparison.compare(*folders)

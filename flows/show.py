@@ -20,6 +20,7 @@ from tasks.artifacts import Store
 from tasks.benchmarks import location, present
 from tasks.mask import BUDGETS
 from tasks.suites import SIXTEEN, SUITES, TASKS
+from tasks.tracked import KEPT
 from tasks.tracked import Record as Recorded
 
 console = Console()
@@ -233,7 +234,7 @@ def runs(found: list[Recorded]) -> None:
             f"{run.start:%m-%d %H:%M}",
             budget,
             run.tags.get("method", ""),
-            run.name,
+            f"{run.name} (kept)" if KEPT in run.tags else run.name,
             # A run that did not finish has its status where its result would be.
             _mean_of(run, r"delta/log_perplexity/(?!.*_stderr$).*") if run.status == "FINISHED" else run.status,
             _mean_of(run, r"delta/.*/acc"),

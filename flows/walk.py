@@ -44,10 +44,9 @@ class Walk:
         """What decides all of the recipe's results. Where they are kept and how they are computed does not count."""
         return key_of("recipe", "", {"stages": [stage.origin for stage in self.wanted]}, {})
 
-    @property
-    def done(self) -> bool:
-        """Whether every result is in the store."""
-        return all(stage.artifact is not None for stage in self.wanted)
+    def done(self, store: Store) -> bool:
+        """Whether every result was in the store and still is; that they are used is noted."""
+        return all(stage.artifact is not None and store.touch(stage.artifact) for stage in self.wanted)
 
 
 def walk(recipe: Recipe, sources: Sources, store: Store) -> Walk:

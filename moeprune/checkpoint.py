@@ -1,6 +1,5 @@
-"""Checkpoints as files: safetensors shards read by their headers, verified and hashed; no model is built."""
+"""Checkpoints as files: safetensors shards read by their headers and verified; no model is built."""
 
-import hashlib
 import json
 import re
 import struct
@@ -191,12 +190,6 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
     }
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def refuse_non_finite(path: Path) -> None:
     """Raise BadInput, naming the tensor, if a shard holds NaN or infinite weights."""
     with safe_open(path, "pt") as file:
@@ -215,8 +208,3 @@ def _is_finite(tensor: Tensor) -> bool:
     # The sum of absolute values is one pass without a boolean copy of the tensor.
     wide = tensor.float() if tensor.element_size() == 1 else tensor
     return bool(wide.abs().sum(dtype=torch.float64).isfinite())
-
-
-def digest_of(hashes: Mapping[str, str]) -> str:
-    """A checkpoint's identity: sha256 over its sorted {file name: sha256}."""
-    return hashlib.sha256(json.dumps(dict(sorted(hashes.items()))).encode()).hexdigest()

@@ -36,8 +36,11 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, by name
-            # Of transformers' implementations the plain loop is fastest for long batches on a CPU.
-            experts_implementation="eager" if device == "cpu" else "grouped_mm",
+            # Of transformers' implementations the plain loop is fastest for long batches on a CPU; elsewhere its own
+            # choice is the grouped kernel, where a family has it.
+            experts_implementation="eager" if device == "cpu" else None,
+            # Straight to an accelerator: on the way the machine's own memory need not hold the whole model.
+            device_map=None if device == "cpu" else device,
             **options,
         )
     model, info = loaded

@@ -27,9 +27,9 @@ def observe_chunk(
     device = next(model.parameters()).device
     tokens = 0
     for input_ids, mask in corpus.batches(chunk, batch_size):
-        observer.valid = mask
+        observer.valid = there = mask.to(device)
         base = model.get_decoder() if hasattr(model, "get_decoder") else model  # the head is not needed
-        base(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        base(input_ids=input_ids.to(device), attention_mask=there, use_cache=False)
         tokens += int(mask.sum())
         progress(int(mask.sum()))
     return _in_chunk(list(observer.layers), observer.take(), tokens, chunk, corpus.chunks)

@@ -73,8 +73,9 @@ class Observer:
 
     @valid.setter
     def valid(self, mask: Tensor | None) -> None:
+        valid = None if mask is None else mask.reshape(-1).bool()
         for observer in self.layers.values():
-            observer.valid = None if mask is None else mask.reshape(-1).bool()
+            observer.valid = valid
 
     def take(self) -> dict[str, Tensor]:
         """The sums since the last call, by the names of `Statistics`, with a leading axis of layers, on the CPU.
@@ -110,6 +111,7 @@ class LayerObserver:
         self.valid: Bool[Tensor, "T"] | None = None
         self.logits: Float[Tensor, "T V"] | None = None
         self.residuals: dict[int, tuple[Tensor, Tensor]] = {}
+        self.probabilities: bool | None = None
         self.rule: str | None = None
 
     def keep_logits(self, logits: Logits) -> Callable[..., None]:
@@ -118,7 +120,9 @@ class LayerObserver:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             found = logits(module, inputs, output).detach().float()
             self.logits = found.reshape(-1, found.shape[-1])
-            if _are_probabilities(self.logits):  # gemma4; its deployed gates are scaled once more for each expert
+            if self.probabilities is None:  # what a router returns is told by the first batch
+                self.probabilities = _are_probabilities(self.logits)
+            if self.probabilities:  # gemma4; its deployed gates are scaled once more for each expert
                 self.logits, self.rule = self.logits.log(), "softmax"
 
         return hook

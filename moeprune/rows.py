@@ -1,8 +1,13 @@
 """The rows of one forward pass of a layer, one for each (token, slot), and sums over them per expert."""
 
+from math import prod
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+
+NUMBERS = 2**27
+"""Numbers in the largest temporary on an accelerator."""
 
 
 class Rows:
@@ -10,7 +15,9 @@ class Rows:
 
     Row i is `token[i]` at `expert[i]` with the deployed `gate[i]` and the ungated `output[i]`. `counted` is 1 for a
     visit, 0 for padding and for slots that are none: zaya writes "skip" as (expert 0, gate 0), and an id from E on is
-    an expert held elsewhere. Such ids sort last and belong to no segment.
+    an expert held elsewhere. Such ids sort last: they are the segment after that of the last expert.
+
+    How many rows each has stays on the device: to be told would bring an accelerator to a halt in every layer.
     """
 
     def __init__(
@@ -31,19 +38,26 @@ class Rows:
         self.counted = ((gate != 0) & (expert < experts)).double()
         if valid is not None:
             self.counted = self.counted * valid.to(expert.device)[token]
-        self.norm = output.float().norm(dim=-1).double()
-        self.lengths = torch.bincount(expert, minlength=experts)[:experts]
-        self.sizes: list[int] = self.lengths.tolist()
-        self.rows = sum(self.sizes)
+        self.norm = torch.linalg.vector_norm(output, dim=-1, dtype=torch.float32).double()
+        numbers = torch.arange(experts + 2, device=expert.device)
+        self.lengths = torch.searchsorted(expert.clamp_max(experts), numbers).diff()
 
-    def per_expert(self, values: Float64[Tensor, "N *rest"], reduce: str = "sum") -> Float64[Tensor, "E *rest"]:
+    def per_expert(self, values: Float64[Tensor, "*several N"], reduce: str = "sum") -> Float64[Tensor, "*several E"]:
         """Sum or maximum of `values` over the rows of each expert."""
-        return torch.segment_reduce(values[: self.rows], reduce, lengths=self.lengths)
+        several = values.shape[:-1]
+        # End to end: of rows of several values a GPU gives each segment of each to a single thread, however long it is.
+        found = _segments(values.flatten(), reduce, self.lengths.repeat(prod(several)))
+        return found.reshape(*several, -1)[..., : self.experts]
 
     def weighted(self, values: Float[Tensor, "N W"], weight: Float64[Tensor, "N"]) -> Float64[Tensor, "E W"]:
         """Weighted sum of `values` over the rows of each expert."""
-        # A product for each expert: ten times as fast as a segment sum over long rows, and as deterministic.
-        parts = zip(weight[: self.rows].split(self.sizes), values[: self.rows].split(self.sizes), strict=True)
+        if values.device.type != "cpu":
+            columns = values.split(max(1, NUMBERS // max(1, len(values))), 1)
+            sums = [_segments(part * weight[:, None], "sum", self.lengths) for part in columns]
+            return torch.cat(sums, 1)[: self.experts]
+        # On a CPU a product for each expert is ten times as fast as a segment sum over long rows, and as deterministic.
+        sizes = self.lengths.tolist()
+        parts = zip(weight.split(sizes)[:-1], values.split(sizes)[:-1], strict=True)
         return torch.stack([one @ part.double() for one, part in parts])
 
     def largest(self, values: Float[Tensor, "N"]) -> Float64[Tensor, "E"]:
@@ -52,9 +66,9 @@ class Rows:
 
     def moments(self, gate: Float64[Tensor, "N"]) -> Float64[Tensor, "E 3 3"]:
         """Sums of gate^a norm^c over the counted rows of each expert, a and c from 0 to 2."""
-        by_gate = torch.stack([self.counted, gate * self.counted, gate.square() * self.counted], 1)
-        by_norm = torch.stack([torch.ones_like(self.norm), self.norm, self.norm.square()], 1)
-        return self.per_expert((by_gate[:, :, None] * by_norm[:, None, :]).flatten(1)).reshape(-1, 3, 3)
+        by_gate = torch.stack([self.counted, gate * self.counted, gate.square() * self.counted])
+        by_norm = torch.stack([torch.ones_like(self.norm), self.norm, self.norm.square()])
+        return self.per_expert(by_gate[:, None] * by_norm).permute(2, 0, 1)
 
     def by_token(self, values: Float64[Tensor, "N"]) -> Float64[Tensor, "T E"]:
         """`values` as a table of tokens and experts, 0 where an expert was not chosen."""
@@ -89,3 +103,8 @@ class Rows:
         gate = self.gate * (self.expert < self.experts)
         apart = float((parts(gate) - parts(chosen)).abs().max())
         return apart + 1e-3 * float((gate - chosen).abs().mean())
+
+
+def _segments(values: Float64[Tensor, "N *rest"], reduce: str, lengths: Int[Tensor, "S"]) -> Float64[Tensor, "S *rest"]:
+    # What is called unsafe: lengths, which add up as they are made, are not copied from the device to be checked.
+    return torch.segment_reduce(values, reduce, lengths=lengths, unsafe=True)

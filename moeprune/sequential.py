@@ -78,13 +78,9 @@ def _observe(
             for corpus in corpora:
                 for chunk in range(corpus.chunks):
                     for input_ids, mask in corpus.batches(chunk, batch_size):
-                        observer.valid = mask
+                        observer.valid = there = mask.to(model.device)
                         with suppress(_Reached):
-                            base(
-                                input_ids=input_ids.to(model.device),
-                                attention_mask=mask.to(model.device),
-                                use_cache=False,
-                            )
+                            base(input_ids=input_ids.to(model.device), attention_mask=there, use_cache=False)
                         progress(int(mask.sum()))
     finally:
         handle.remove()

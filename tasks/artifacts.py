@@ -6,10 +6,11 @@ manifest names, whatever any other record says.
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,14 +19,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from prefect import get_run_logger, task
 from prefect import runtime as prefect_runtime
 from prefect.exceptions import MissingContextError
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from moeprune.checkpoint import digest_of, sha256
 from moeprune.errors import BadInput
+from moeprune.hashing import digest_of, sha256
 from tasks.identity import key_of
 
 MANIFEST = "manifest.json"
@@ -33,9 +34,18 @@ LIBRARIES = ("torch", "transformers", "safetensors", "prefect", "mlflow", "dvc",
 
 
 class Params(BaseModel):
-    """A section of a recipe: unknown keys are errors, values do not change."""
+    """A section of a recipe: unknown keys are errors, values do not change; docstrings of keys are shown in forms."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def offering(words: Callable[[], Iterable[str]]) -> Callable[[dict[str, Any]], None]:
+    """For a key's `json_schema_extra`: forms offer these words. What is wrong with others, the params class says."""
+
+    def offer(schema: dict[str, Any]) -> None:
+        schema["enum"] = list(words())
+
+    return offer
 
 
 class Runtime(Params):
@@ -47,8 +57,8 @@ class Runtime(Params):
     """Sequences in a forward pass."""
     threads: int | None = None
     """CPU threads of torch; null: torch decides."""
-    store: Path = Path(".moeprune")
-    """Folder of results, relative to the working directory."""
+    store: Path = Field(default_factory=lambda: Path(os.environ.get("MOEPRUNE_STORE", ".moeprune")))
+    """Folder of results, relative to the working directory; else MOEPRUNE_STORE of the environment, else .moeprune."""
 
 
 class Artifact(BaseModel):
@@ -114,7 +124,19 @@ class Store:
 
     def folder(self, artifact: Artifact) -> Path:
         """Where an artifact's files lie."""
-        return self.root / artifact.path
+        return self.place(artifact.path)
+
+    def place(self, path: str) -> Path:
+        """The folder of a result `<stage>/<key>`; of links to files on other disks each machine has its own."""
+        own = self._own(path)
+        return own if own.is_dir() else self.root / path
+
+    def manifests(self, stage: str) -> list[Path]:
+        """Those of all results of a stage that this machine can read."""
+        return [found for above in (self.root, self._own("")) for found in above.glob(f"{stage}/*/{MANIFEST}")]
+
+    def _own(self, path: str) -> Path:
+        return self.root / "links" / machine() / path
 
     def partial(self, step: Step) -> Path:
         """A folder where a long stage keeps its progress until its result is in the store."""
@@ -128,31 +150,70 @@ class Store:
         return content
 
     def find(self, step: Step) -> Artifact | None:
-        """The step's verified result, or None. One that is not what its manifest says is removed."""
+        """The step's verified result, or None. One that is not what its manifest says stays until it is made again."""
         if step.key is None:
             return None
         artifact = Artifact(stage=step.stage, key=step.key, digest="")
         folder = self.folder(artifact)
-        if not folder.is_dir():
+        if not self.touch(artifact):
             return None
-        if fault := self._fault(folder):
+        if fault := self.fault(folder):
             logger().warning("%s: %s in the store: it is made again", step.title, fault)
-            shutil.rmtree(folder)
             return None
         return artifact.model_copy(update={"digest": self.manifest(artifact)["digest"]})
 
-    def _fault(self, folder: Path) -> str | None:
+    def touch(self, artifact: Artifact) -> bool:
+        """Note that an artifact is used now, which keeps `collecting` from it; False if it is not there."""
+        folder = self.folder(artifact)
+        if not folder.is_dir():
+            return False
+        with self.lock("collecting"):
+            if not folder.is_dir():
+                return False
+            try:
+                os.utime(folder / MANIFEST)
+            except FileNotFoundError:  # a fault, which `fault` finds
+                pass
+            except OSError as error:
+                logger().warning("%s: its use cannot be noted, so gc may take it for old: %s", folder, error)
+        return True
+
+    def fault(self, folder: Path, hash_of: Callable[[Path], str] | None = None) -> str | None:
+        """What of a result's folder is not as its manifest says; None if all is. Files are hashed by `hash_of`."""
         try:
-            files = json.loads((folder / MANIFEST).read_text())["files"]
+            manifest = json.loads((folder / MANIFEST).read_text())
+            files, digest = manifest["files"], manifest["digest"]
         except (OSError, ValueError, KeyError):
             return f"{MANIFEST} is missing or damaged"
+        if digest_of({name: file["sha256"] for name, file in files.items()}) != digest:
+            return f"{MANIFEST} is not what was written"
         for name, expected in files.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"] or self.hash_of(path) != expected["sha256"]:
+            if path.stat().st_size != expected["bytes"] or (hash_of or self.hash_of)(path) != expected["sha256"]:
                 return f"{name} is not what was written"
         return None
+
+    def adopt(self, building: Path, manifest: dict[str, Any]) -> Artifact:
+        """Put a folder on the store's disk into its place, as the result that `manifest` is of.
+
+        To be called with the result's lock held. Raises ValueError if a file is not what the manifest says.
+        """
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        if fault := self.fault(building):
+            raise ValueError(fault)
+        artifact = Artifact(stage=manifest["stage"], key=manifest["key"], digest=manifest["digest"])
+        own = self._own(artifact.path)
+        target = own if any(path.is_symlink() for path in building.iterdir()) else self.root / artifact.path
+        for path in building.iterdir():
+            sync(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for folder in {own, target}:  # what was there is not the result
+            shutil.rmtree(folder, ignore_errors=True)
+        building.rename(target)
+        sync(target.parent)
+        return artifact
 
     def produce(self, step: Step, runtime: Runtime, build: Callable[[Path], dict[str, Any]]) -> Artifact:
         """The step's result: what the store has, or what `build` writes into the folder it is given.
@@ -164,9 +225,7 @@ class Store:
         with self.lock(f"{step.stage}-{step.key}"):
             if found := self.find(step):
                 return found
-            artifact = Artifact(stage=step.stage, key=step.key, digest="")
-            target = self.folder(artifact)
-            building = target.parent / f".{step.key}.building"
+            building = self.root / step.stage / f".{step.key}.building"
             shutil.rmtree(building, ignore_errors=True)  # what a killed process left behind
             building.mkdir(parents=True)
             started = datetime.now(UTC)
@@ -197,13 +256,9 @@ class Store:
                     "peak_memory_bytes": peak.bytes,
                 },
             }
-            (building / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            for path in building.iterdir():
-                sync(path)
-            building.rename(target)
-            sync(target.parent)
+            artifact = self.adopt(building, manifest)
             shutil.rmtree(self.root / "partial" / f"{step.stage}-{step.key}", ignore_errors=True)
-            return artifact.model_copy(update={"digest": digest})
+            return artifact
 
     def hash_of(self, path: Path) -> str:
         """sha256 of a file; remembered by inode, size and time of change, so that a second look costs nothing."""
@@ -226,6 +281,22 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
             yield
+
+    @contextmanager
+    def try_lock(self, name: str) -> Iterator[bool]:
+        """Whether the lock was free; if so, it is held meanwhile."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def check_space(self, needed: int) -> None:
         """Raise BadInput if the store's disk has not that many bytes free."""
@@ -276,14 +347,19 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def machine() -> str:
+    """Whose links to files elsewhere can be followed: another machine, or another user, may not get there."""
+    return f"{platform.node()}-{os.getuid()}"
+
+
 def git_state() -> dict[str, Any]:
-    """The commit of the working directory and whether it has changes of its own; None where there is no git."""
+    """The commit of the working directory and whether there are changes beyond it; None where there is no git."""
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--", ":/", ":(exclude)data.dvc")  # a run writes that itself
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
 
 

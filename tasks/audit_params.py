@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from moeprune.criteria import Criterion, find, words
 from moeprune.errors import BadInput, known_word
 from moeprune.learning_curve import FRACTIONS
-from tasks.artifacts import Params
+from tasks.artifacts import Params, offering
 
 SEEDS, LENGTHS = "seeds", "sequence_lengths"
 """Keys whose values mean further observations."""
@@ -16,8 +16,10 @@ SEEDS, LENGTHS = "seeds", "sequence_lengths"
 class CriterionParams(Params):
     """A criterion with its options."""
 
-    criterion: str
+    criterion: str = Field(json_schema_extra=offering(words))
+    """Its word, as in score."""
     options: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    """Its options, by name."""
 
     @property
     def found(self) -> Criterion:
@@ -84,6 +86,7 @@ class AuditParams(Params):
     seed: int = 0
     """Of the resamples."""
     curve: CurveParams = CurveParams()
+    """The learning curve."""
     stability: float = Field(0.9, gt=0, le=1)
     """Agreement above chance that the smallest budget is to reach."""
     seeds: tuple[int, ...] = ()

@@ -31,6 +31,7 @@ class CalibrateParams(Params):
     """The calibration corpora and how much of each is used."""
 
     corpora: tuple[CorpusSource, ...] = Field(min_length=1)
+    """Each is observed by itself."""
     tokens: int = Field(32768, gt=0)
     """Tokens of each corpus, exactly."""
     sequence_length: int = Field(256, gt=1)
@@ -38,6 +39,7 @@ class CalibrateParams(Params):
     chunks: int = Field(32, gt=0)
     """Parts that documents are dealt into; a bootstrap resamples them."""
     seed: int = 0
+    """Of the drawing of documents."""
 
     @field_validator("corpora")
     @classmethod

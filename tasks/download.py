@@ -9,14 +9,13 @@ from moeprune.checkpoint import (
     CONFIG_FILES,
     INDEX,
     SINGLE,
-    digest_of,
     is_small_file,
     open_checkpoint,
     read_index,
     refuse_non_finite,
-    sha256,
 )
 from moeprune.errors import BadInput
+from moeprune.hashing import digest_of, sha256
 from tasks import hub
 from tasks.artifacts import Artifact, Params, Runtime, Step, Store, stage
 from tasks.hub import Source as Source
@@ -24,7 +23,7 @@ from tasks.hub_refusals import HubUnavailable
 from tasks.identity import code_digest
 from tasks.progress import progress
 
-CODE = ("moeprune.checkpoint",)
+CODE = ("moeprune.checkpoint", "moeprune.hashing")
 
 
 class DownloadParams(Params):

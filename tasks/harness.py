@@ -26,9 +26,11 @@ class HarnessParams(Params):
     sequence_length: int = Field(256, gt=1)
     """Longest input, in tokens."""
     num_fewshot: int = Field(0, ge=0)
+    """Examples shown before each question."""
     limit: int | None = Field(None, gt=0)
     """At most so many documents of a corpus and questions of a task; null is all. A report says that it was limited."""
     seed: int = 0
+    """Of the drawing of examples."""
     allow_code_execution: bool = False
     """Whether tasks that run generated code may."""
 

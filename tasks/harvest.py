@@ -10,12 +10,14 @@ def harvest(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, list[str]]]:
     """(metrics, a row for each question, metrics of groups that pool questions by the metrics pooled) from lm-eval's.
 
-    A metric is called as lm-eval calls it, with its filter where a task has several.
+    A metric is called as lm-eval calls it, with its filter where a task has several. It is marked `less_is_better` if
+    its task says that more is not.
     """
     import torch
 
     from moeprune.perplexity import mean
 
+    higher = results.get("higher_is_better", {})
     metrics: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for task, questions in results["samples"].items():
@@ -31,22 +33,23 @@ def harvest(
                     columns.setdefault(label, []).append(row[label])
         rows += of_task.values()
         found = results["results"][task]
-        for label, value, deviation in _aggregates(found, several):
+        for label, value, deviation, mark in _aggregates(found, higher.get(task, {}), several):
             values = torch.tensor(columns.get(label, ()), dtype=torch.float64)
             if len(values) and abs(float(values.mean()) - value) < 1e-9:
-                metrics[f"{task}/{label}"] = asdict(mean(values))
+                metrics[f"{task}/{label}"] = asdict(mean(values)) | mark
             else:  # not the mean of questions: as lm-eval has it
-                metrics[f"{task}/{label}"] = {"value": value, "stderr": deviation, "n": len(of_task)}
+                metrics[f"{task}/{label}"] = {"value": value, "stderr": deviation, "n": len(of_task)} | mark
     pooled: dict[str, list[str]] = {}
     members = results.get("group_subtasks", {})
     for group in members:
         leaves = _below(group, members)
-        for label, value, deviation in _aggregates(results["results"].get(group, {}), False):
+        found = results["results"].get(group, {})
+        for label, value, deviation, mark in _aggregates(found, higher.get(group, {}), False):
             parts = [f"{leaf}/{label}" for leaf in leaves]
             if not all(part in metrics for part in parts):
                 continue
             counts = [metrics[part]["n"] for part in parts]
-            metrics[f"{group}/{label}"] = {"value": value, "stderr": deviation, "n": sum(counts)}
+            metrics[f"{group}/{label}"] = {"value": value, "stderr": deviation, "n": sum(counts)} | mark
             sums = sum(metrics[part]["value"] * n for part, n in zip(parts, counts, strict=True))
             if abs(sums / sum(counts) - value) < 1e-9:
                 pooled[f"{group}/{label}"] = parts
@@ -59,13 +62,16 @@ def _label(metric: str, filtered: str, several: bool) -> str:
     return whole.replace("@", "_at_").replace("-", "_")
 
 
-def _aggregates(found: dict[str, Any], several: bool) -> Iterator[tuple[str, float, float | None]]:
-    """(metric, value, standard error) of one task's or group's results."""
+def _aggregates(
+    found: dict[str, Any], higher: dict[str, bool | None], several: bool
+) -> Iterator[tuple[str, float, float | None, dict[str, bool]]]:
+    """(metric, value, standard error, its mark) of one task's or group's results."""
     for key, value in found.items():
         name, _, filtered = key.partition(",")
         if filtered and not name.endswith("_stderr") and isinstance(value, float):
             deviation = found.get(f"{name}_stderr,{filtered}")
-            yield _label(name, filtered, several), value, deviation if isinstance(deviation, float) else None
+            mark = {"less_is_better": True} if higher.get(name) is False else {}
+            yield _label(name, filtered, several), value, deviation if isinstance(deviation, float) else None, mark
 
 
 def _below(group: str, members: dict[str, list[str]]) -> list[str]:

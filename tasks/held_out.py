@@ -15,8 +15,11 @@ class EvaluationCorpus(Params):
     """A held-out corpus."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """A short name, which metrics bear."""
     source: str
+    """As in calibrate."""
     field: str = "text"
+    """As in calibrate."""
 
 
 def read_corpus(

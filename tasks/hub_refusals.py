@@ -40,7 +40,7 @@ def refusals(repository: str, revision: str | None) -> Iterator[None]:
         raise refusal from error
 
 
-def _is_of_xet(error: Exception) -> bool:
+def is_of_xet(error: Exception) -> bool:
     """Whether hf_xet raised it. That is compiled code, without frames: the last is what in huggingface_hub calls it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and "xet" in f"{frames[-1].f_globals.get('__name__')}.{frames[-1].f_code.co_name}"
@@ -93,7 +93,7 @@ def _refusal(error: Exception, repository: str, revision: str | None) -> BadInpu
             f"download.source: the Hub at {endpoint()} fails ({status}) to give out {repository}: run again later, "
             "whole files are kept"
         )
-    if type(error) is RuntimeError and _is_of_xet(error):  # its text may hold signed addresses
+    if type(error) is RuntimeError and is_of_xet(error):  # its text may hold signed addresses
         return HubUnavailable(
             f"download.source: the Xet storage that the Hub keeps {repository} in does not give it: run again later, "
             "or set HF_HUB_DISABLE_XET=1 to fetch it over plain HTTP"

@@ -10,8 +10,8 @@ from pydantic import ByteSize, Field, field_validator, model_validator
 from moeprune.checkpoint import Checkpoint
 from moeprune.errors import BadInput, known_word
 from moeprune.routing import Routing
-from moeprune.selection import Rule, find
-from tasks.artifacts import Artifact, Params, Runtime, Step, Store, set_threads, stage
+from moeprune.selection import Rule, find, words
+from tasks.artifacts import Artifact, Params, Runtime, Step, Store, offering, set_threads, stage
 from tasks.identity import code_digest
 from tasks.progress import progress
 
@@ -33,9 +33,9 @@ class MaskParams(Params):
     """Most bytes the pruned checkpoint's weights may have, such as 9GB."""
     sparsity: float | str | None = None
     """Zero weights inside experts instead: a fraction of each row such as 0.5, or a pattern such as "2:4"."""
-    order: str = "as_printed"
+    order: str = Field("as_printed", json_schema_extra=offering(lambda: ORDERS))
     """For sparsity, whether layers see the dense model's inputs (as_printed) or those of sparse ones (sequential)."""
-    selection: str = "uniform"
+    selection: str = Field("uniform", json_schema_extra=offering(words))
     """A file of moeprune/selection."""
     options: dict[str, int | float | str | bool] = Field(default_factory=dict)
     """The selection rule's own options."""
@@ -78,16 +78,10 @@ class MaskParams(Params):
     def candidate(self) -> "MaskParams | None":
         """The mask that must be made first because the rule fills up from it."""
         options = self.rule.options(self.options)
-        if "candidate" not in self.rule.reads or options["fill"] not in _rules():
+        if "candidate" not in self.rule.reads or options["fill"] not in words():
             return None
         searched = {"corpus": options["fill_corpus"], "tokens": options["fill_tokens"]}
         return self.model_copy(update={"selection": options["fill"], "options": searched})
-
-
-def _rules() -> list[str]:
-    from moeprune.selection import words
-
-    return words()
 
 
 def number_to_keep(params: MaskParams, checkpoint: Checkpoint, trust_remote_code: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""Whether the tracker's database or server can be reached, told within seconds."""
+"""Whether a database or server can be reached, told within seconds."""
 
 import os
 import re
@@ -10,9 +10,13 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import create_engine, make_url
 
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-"""While checking a server. A run that is under way keeps MLflow's minutes of retries."""
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def check_address(url: str) -> None:
+    """Raise OSError if nobody listens at an http address."""
+    parts = urlsplit(url)
+    socket.create_connection((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)), 5).close()
 
 
 def check_database(uri: str) -> None:
@@ -33,10 +37,11 @@ def check_database(uri: str) -> None:
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """Meanwhile MLflow gives a server seconds, not minutes."""
-    before = {name: os.environ.get(name) for name in PATIENCE}
-    os.environ.update(PATIENCE)
+def impatient(retries: int = 0, seconds: int = 5) -> Iterator[None]:
+    """Meanwhile MLflow gives a server so many seconds and tries more. A run under way keeps MLflow's own minutes."""
+    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    before = {name: os.environ.get(name) for name in patience}
+    os.environ.update(patience)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,12 @@ from mlflow.entities import (
     Param,
     RunTag,
 )
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tasks.artifacts import Store
-from tasks.tracked import flatten, is_number, leaves, name_of, short
+from tasks.taking_turns import alone
+from tasks.tracked import INPUT, MD5, flatten, is_number, leaves, name_of, short
 
 PARENT = "mlflow.parentRunId"
 
@@ -70,6 +73,7 @@ class Run:
             "produced_by_flow_run": str(producer["flow_run"]),
             "git_commit": str(producer["git_commit"]),
             "git_dirty": str(producer["git_dirty"]),
+            **{f"{INPUT}{name}": f"{read['stage']}/{read['key']}" for name, read in manifest["inputs"].items()},
         }
         self._stages += 1
         child = self._client.create_run(
@@ -98,6 +102,10 @@ class Run:
         """Keep a small text as an artifact of this run."""
         self._client.log_text(self.id, text, name)
 
+    def log_version(self, child: str, md5: str) -> None:
+        """Name the md5 by which DVC has a child's result."""
+        log_values(self._client, child, tags={MD5: md5})
+
     def log_curve(self, child: str, rows: Sequence[Mapping[str, float]]) -> None:
         """Record a training curve on a child: each row has a `step`, its other values are metrics at that step."""
         now = int(time.time() * 1000)
@@ -121,9 +129,12 @@ class Run:
         """Name a corpus, by the md5 that DVC gives its file, as a dataset that `child` and this run used."""
         dataset = Dataset(name, md5, "local", json.dumps({"uri": source}), profile=json.dumps({"num_tokens": tokens}))
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        with self._store.lock("mlflow-datasets"):  # MLflow fails where two make the same dataset at once
+        with self._alone("mlflow-datasets"):  # MLflow fails where two make the same dataset at once
             for run_id in (child, self.id):
-                self._client.log_inputs(run_id, datasets=[used])
+                try:
+                    self._client.log_inputs(run_id, datasets=[used])
+                except MlflowException:  # somebody with another store made it at this moment: now it is there
+                    self._client.log_inputs(run_id, datasets=[used])
 
     def log_model(
         self,
@@ -138,21 +149,8 @@ class Run:
         The weights stay where they are.
         """
         client = self._client
-        with self._store.lock("mlflow-models"):
-            found = client.search_logged_models([self._experiment], f"params.sha256 = '{digest}'", max_results=1)
-            if found:
-                model_id = str(found[0].model_id)
-            else:
-                model = client.create_logged_model(
-                    self._experiment,
-                    name=re.sub(r"[/:.%\"']", "-", name),
-                    source_run_id=self.id,
-                    params={**flatten(params or {}), "sha256": digest},
-                    tags={"kind": kind},
-                    model_type=kind,
-                )
-                model_id = str(model.model_id)
-                client.finalize_logged_model(model_id, "READY")
+        with self._alone("mlflow-models"):
+            model_id = self._first_model(digest) or self._make_model(kind, digest, name, params or {})
         if (kind, model_id) not in self._linked:
             self._linked.add((kind, model_id))
             if kind == "base":
@@ -160,6 +158,34 @@ class Run:
             else:
                 client.log_outputs(self.id, [LoggedModelOutput(model_id, step=0)])
         return model_id
+
+    def _alone(self, what: str) -> AbstractContextManager[None]:
+        return alone(self._store, self._client.tracking_uri, what)
+
+    def _first_model(self, digest: str) -> str | None:
+        found = self._client.search_logged_models(
+            [self._experiment],
+            f"params.sha256 = '{digest}'",
+            max_results=1,
+            order_by=[{"field_name": "creation_timestamp", "ascending": True}],
+        )
+        return str(found[0].model_id) if found else None
+
+    def _make_model(self, kind: str, digest: str, name: str, params: Mapping[str, Any]) -> str:
+        made = self._client.create_logged_model(
+            self._experiment,
+            name=re.sub(r"[/:.%\"']", "-", name),
+            source_run_id=self.id,
+            params={**flatten(params), "sha256": digest},
+            tags={"kind": kind},
+            model_type=kind,
+        )
+        self._client.finalize_logged_model(made.model_id, "READY")
+        first = self._first_model(digest)
+        if first is None or first == made.model_id:
+            return str(made.model_id)
+        self._client.delete_logged_model(made.model_id)  # somebody with another store was quicker
+        return first
 
     def log_metrics(
         self,
@@ -188,6 +214,10 @@ class Run:
     def log_counts(self, counts: Mapping[str, int]) -> None:
         """Record plain numbers as metrics of this run."""
         log_values(self._client, self.id, metrics=counts)
+
+    def log_file(self, path: Path) -> None:
+        """Keep a file as an artifact of this run."""
+        self._client.log_artifact(self.id, str(path))
 
     def fail(self, error: str) -> None:
         """Have this run closed as FAILED when it has come to its end."""

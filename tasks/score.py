@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from moeprune.criteria import Criterion, find
+from moeprune.criteria import Criterion, find, words
 from moeprune.errors import BadInput, known_word
-from tasks.artifacts import Artifact, Params, Runtime, Step, Store, logger, stage
+from tasks.artifacts import Artifact, Params, Runtime, Step, Store, logger, offering, stage
 from tasks.identity import code_digest
 from tasks.progress import progress
 
@@ -33,7 +33,7 @@ PRINCIPLE = {
 class ScoreParams(Params):
     """Which criterion, and how the scores of several corpora are combined."""
 
-    criterion: str = "reap"
+    criterion: str = Field("reap", json_schema_extra=offering(lambda: [AUTO, *words()]))
     """A file of moeprune/criteria; or auto, which follows from the objective."""
     objective: str | None = None
     """For auto: task-agnostic, or task-specific where the calibration corpora are of the task."""

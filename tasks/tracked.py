@@ -10,6 +10,14 @@ from typing import Any
 
 LONGEST = 6000
 """Characters of a param's value; MLflow would cut a longer one in silence."""
+RECIPE = "recipe.yaml"
+"""The file of a run with its resolved recipe."""
+INPUT = "input."
+"""What the tags of a stage that name its inputs begin with."""
+MD5 = "dvc.md5"
+"""The tag of a stage whose result DVC versions."""
+KEPT = "keep"
+"""The tag of a run of which gc leaves everything."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,20 @@ class Record:
     """Ours; MLflow's own are left out."""
     children: tuple["Record", ...] = field(default=())
     """A run's: one per stage and thing worked on, in the order of logging. A sweep's: its runs. Empty in lists."""
+
+
+@dataclass(frozen=True)
+class LoggedModel:
+    """A model as it was recorded; its weights lie in a store."""
+
+    id: str
+    name: str
+    kind: str
+    """base, pruned or distilled."""
+    digest: str
+    run: str
+    """The first run that read or made it."""
+    params: dict[str, str]
 
 
 def record_of(run: Any, children: tuple[Record, ...] = ()) -> Record:

@@ -9,23 +9,27 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dvc.exceptions import DvcException
+from dvc.fs import FileSystem
 from dvc.lock import LockError
 from dvc.output import Output
 from dvc.repo import Repo, lock_repo
 from dvc_data.hashfile.checkout import checkout
 from dvc_data.hashfile.hash import hash_file
 from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.transfer import transfer
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 from filelock import FileLock
 
 from moeprune.errors import BadInput
+from tasks.reachable import check_address, without_password
 
 DATA = "data"
 RECORD = "data.dvc"
@@ -49,6 +53,18 @@ class Version:
     md5: str
     """Of this one file; what the tracker records and `restore` asks for."""
     bytes: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Where objects are to be had."""
+
+    places: Mapping[str, frozenset[str]]
+    """By md5: "cache", and names of remotes."""
+    team: str | None
+    """The remote of the team, if it has set one."""
+    silent: Mapping[str, str]
+    """Remotes that could not be asked, and why."""
 
 
 def init(project: Path) -> bool:
@@ -115,21 +131,127 @@ def restore(md5: str, project: Path) -> Path:
         return target
 
 
+def survey(md5s: Iterable[str], project: Path, read: bool = False) -> Survey:
+    """Where each of these objects is to be had. Nothing is fetched or changed, and no lock is waited for.
+
+    What is in the cache is hashed. Remotes are asked for names only, unless their objects are to be `read` and hashed.
+    Raises BadInput if `project` is no DVC project.
+    """
+    wanted, silent = sorted(set(md5s)), {}
+    _require_project(project)
+    with Repo(str(project), config={"core": QUIET}) as repo:
+        places = {md5: {"cache"} if _intact(repo.cache.local, md5) else set() for md5 in wanted}
+        for remote in _remotes(repo) if wanted else ():
+            try:
+                objects = _objects(repo, remote)
+                for md5 in objects.list_oids_exists(wanted):
+                    if not read or _intact(objects, md5):
+                        places[md5].add(remote)
+            except Exception as error:  # a remote fails in as many ways as there are clouds
+                silent[remote] = without_password(" ".join(str(error).split())) or type(error).__name__
+        try:
+            team = _team_remote(repo)
+        except BadInput as error:
+            team = repo.config["core"]["remote"]
+            silent[team] = str(error)
+        return Survey({md5: frozenset(found) for md5, found in places.items()}, team, silent)
+
+
+def _intact(objects: Any, md5: str) -> bool:
+    held = objects.get(md5)
+    try:
+        return bool(hash_file(held.path, objects.fs, "md5")[1].value == md5)
+    except FileNotFoundError:
+        return False
+
+
 def push(project: Path) -> bool:
     """Push what `data.dvc` lists to the team's remote. False: the team has set none, so nothing was done."""
     with _repository(project) as repo:
-        remote = repo.config["core"].get("remote")
+        remote = _team_remote(repo)
         if remote is None or _output(repo) is None:
-            return False
-        url = repo.config["remote"][remote]["url"]
-        if Path(url).resolve() == Path(repo.root_dir, SHIPPED).resolve():
             return False
         _fill_cache(repo)
         try:
             repo.push(targets=[str(Path(repo.root_dir, RECORD))])
+            _push_lost(repo, remote)
         except Exception as error:  # a remote fails in as many ways as there are clouds
-            raise BadInput(f"DVC remote '{remote}' ({url}): {error}: check it with `dvc push`") from error
+            url = without_password(repo.config["remote"][remote]["url"])
+            reason = without_password(str(error))
+            raise BadInput(f"DVC remote '{remote}' ({url}): {reason}: check it with `dvc push`") from error
         return True
+
+
+def _push_lost(repo: Repo, remote: str) -> None:
+    """Send what the remote lacks of the listed files: where it has their list, DVC takes it to have them all."""
+    objects, md5s = repo.cloud.get_remote_odb(remote), sorted(set(_recorded(repo).values()))
+    lost = set(md5s) - set(objects.list_oids_exists(md5s))
+    if lost:
+        transfer(repo.cache.local, objects, {HashInfo("md5", md5) for md5 in lost})
+
+
+def reach(project: Path) -> str | None:
+    """The address of the team's remote; None if the team has set none. Raises BadInput if it cannot be used.
+
+    Nothing is written, and no lock is waited for.
+    """
+    _require_project(project)
+    with Repo(str(project), config={"core": QUIET}) as repo:
+        remote = _team_remote(repo)
+        if remote is None:
+            return None
+        url = without_password(repo.config["remote"][remote]["url"])
+        try:
+            objects = _objects(repo, remote)
+            _check_root(objects.fs, objects.path)
+        except Exception as error:  # a remote fails in as many ways as there are clouds
+            reason = without_password(" ".join(str(error).split())) or type(error).__name__
+            mend = "mend its address (`dvc remote modify`), the keys in the environment, or that server"
+            raise BadInput(f"DVC remote '{remote}' ({url}): {reason}: {mend}") from error
+        return url
+
+
+def _objects(repo: Repo, remote: str) -> Any:
+    """What a remote holds. Raises OSError if nobody listens there: clients of clouds would try for minutes."""
+    if address := _endpoint(repo.config["remote"][remote]):
+        check_address(address)
+    return repo.cloud.get_remote_odb(remote)
+
+
+def _endpoint(settings: dict[str, str]) -> str | None:
+    """Where a remote's server is, if it is not the cloud's own."""
+    if settings["url"].startswith("s3://"):
+        named = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+        return settings.get("endpointurl") or next(filter(None, named), None)
+    return settings["url"] if settings["url"].startswith("http") else None
+
+
+def _check_root(fs: FileSystem, path: str) -> None:
+    """Raise OSError if nothing can be put there; what clouds call folders are not there before their first file."""
+    if fs.exists(path):
+        return
+    if fs.protocol == "local":
+        above = next(folder for folder in Path(path).parents if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise PermissionError(f"nothing can be put into {above}")
+    elif "://" in path:
+        return  # an http server that answers, without what would be the folder of its first file
+    elif "/" in path and not fs.exists(path.split("/")[0]):
+        raise FileNotFoundError(f"there is no bucket '{path.split('/')[0]}'")
+
+
+def _team_remote(repo: Repo) -> str | None:
+    """The remote that is pushed to, if a team has set one. Raises BadInput if it is set by its name alone."""
+    remote: str | None = repo.config["core"].get("remote")
+    if remote is None:
+        return None
+    if remote not in repo.config["remote"]:
+        raise BadInput(
+            f"{repo.root_dir}/.dvc/config: core.remote names '{remote}', of which no address is known here: "
+            f"`dvc remote add {remote} ADDRESS`"
+        )
+    shipped = Path(repo.root_dir, SHIPPED).resolve()
+    return None if Path(repo.config["remote"][remote]["url"]).resolve() == shipped else remote
 
 
 def changed(project: Path) -> bool:
@@ -141,6 +263,11 @@ def _is_project(project: Path) -> bool:
     return (project / ".dvc" / "config").is_file()
 
 
+def _require_project(project: Path) -> None:
+    if not _is_project(project):
+        raise BadInput(f"{project.absolute()} is not set up for DVC: run `moeprune init` there")
+
+
 def _git(project: Path, *words: str) -> str | None:
     done = subprocess.run(["git", *words], cwd=project, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
@@ -149,8 +276,7 @@ def _git(project: Path, *words: str) -> str | None:
 @contextmanager
 def _repository(project: Path) -> Iterator[Repo]:
     """The project's DVC repository, held alone: other runs and a user's own `dvc` are waited for."""
-    if not _is_project(project):
-        raise BadInput(f"{project.absolute()} is not set up for DVC: run `moeprune init` there")
+    _require_project(project)
     project = project.absolute()
     own = project / ".dvc" / "tmp" / "moeprune.lock"
     own.parent.mkdir(exist_ok=True)
@@ -266,7 +392,7 @@ def _remotes(repo: Repo) -> list[str]:
 
 
 def _remotes_text(repo: Repo) -> str:
-    places = [f"{name} ({repo.config['remote'][name]['url']})" for name in _remotes(repo)]
+    places = [f"{name} ({without_password(repo.config['remote'][name]['url'])})" for name in _remotes(repo)]
     return f"a remote: {', '.join(places)}" if places else "a remote (none is set)"
 
 
@@ -276,6 +402,7 @@ def _fetch(repo: Repo, md5s: list[str]) -> list[str]:
     for remote in _remotes(repo):
         if not missing:
             break
+        repo.config["remote"][remote]["verify"] = True  # else DVC takes whatever bytes a remote has under the name
         try:
             repo.cloud.pull([HashInfo("md5", md5) for md5 in missing], remote=remote)
         except Exception as error:  # a remote fails in as many ways as there are clouds; the next one may have it

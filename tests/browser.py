@@ -49,8 +49,8 @@ class Browser:
         options.binary_location = str(shutil.which("chromium"))
         for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "hide-scrollbars"):
             options.add_argument(f"--{flag}")
-        # A name is never resolved and an address never reached, whatever a page asks for.
-        options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
+        # A name is never resolved and an address never reached but this machine's, whatever a page asks for.
+        options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
         options.add_argument("--proxy-server=127.0.0.1:9")
         # A mouse, which a window without a screen does not have.
         options.add_argument("--blink-settings=primaryHoverType=2,availableHoverTypes=2")
@@ -61,12 +61,16 @@ class Browser:
 
     def open(self, path: Path, width: int = 1280, height: int = 900) -> None:
         """Open a page in a window of so many CSS pixels and wait until its plots are drawn."""
+        self.visit(path.absolute().as_uri(), width, height)
+        self.wait(lambda: self.run("return document.body.dataset.drawn"))
+
+    def visit(self, address: str, width: int = 1280, height: int = 900) -> None:
+        """Open an address in a window of so many CSS pixels."""
         for kind in ("browser", "performance"):
             self.driver.get_log(kind)  # of the page before
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        self.driver.get(path.absolute().as_uri())
-        self.wait(lambda: self.run("return document.body.dataset.drawn"))
+        self.driver.get(address)
 
     def wait(self, reached: Callable[[], Any]) -> None:
         """Wait until something is so; TimeoutException after a minute."""

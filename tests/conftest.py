@@ -3,7 +3,9 @@
 Deterministic algorithms are not forced: that equal runs give equal bytes is a claim about moeprune.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 
 # Read when the libraries are imported, hence before them.
@@ -13,8 +15,15 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="moeprune-modules-")  #
 
 import pytest
 import torch
+from servers import cluster as cluster
+from servers import mlflow_url as mlflow_url
+from servers import prefect_url as prefect_url
+from servers import storage as storage
+from servers import team as team
 from transformers.utils import logging
 
+for _cache in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
+    atexit.register(shutil.rmtree, os.environ[_cache], ignore_errors=True)
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
 logging.set_verbosity_error()
 logging.disable_progress_bar()

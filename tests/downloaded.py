@@ -8,8 +8,8 @@ import pytest
 import sample
 from hub import Hub, point_at, serve
 
-from moeprune.checkpoint import sha256
 from moeprune.errors import BadInput
+from moeprune.hashing import sha256
 from tasks import download
 from tasks.artifacts import Artifact, Runtime, Store
 from tasks.download import DownloadParams, Source

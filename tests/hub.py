@@ -7,8 +7,6 @@ with serve({"owner/name": {"<40 hex digits>": folder}}) as hub:
 Large files are handed out by another origin, the same server under another name, as the real Hub does.
 """
 
-import hashlib
-import json
 import math
 import re
 import socket
@@ -16,18 +14,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from hub_writes import LARGE, Writing, blob_id, etag
 
-LARGE = (".safetensors", ".parquet", ".bin", ".gz")
-"""Kept as LFS files: their etag is the sha256 of the content, that of others the git blob id."""
 INFO = re.compile(r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
 FILE = re.compile(r"/(datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
 STORAGE = re.compile(r"/storage/(?P<repo>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -50,7 +49,7 @@ class Hub:
     """What is served, what goes wrong, and what has been asked for: (method, path) in order."""
 
     url: str
-    repositories: Mapping[str, Mapping[str, Path]]
+    repositories: dict[str, Mapping[str, Path]]
     refs: dict[str, dict[str, str]]
     """Commits by branch or tag, of each repository."""
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -69,6 +68,15 @@ class Hub:
     """What `Authorization` the storage was sent."""
     xet: bool = False
     """Large files are announced as kept in Xet storage, which is not there."""
+    storage: Path = Path()
+    """Where commits that are sent here lie, while it runs."""
+    owners: tuple[str, ...] = ("owner",)
+    """Under which names repositories may be made."""
+    private: set[str] = field(default_factory=set)
+    large: dict[str, bytes] = field(default_factory=dict)
+    """Large files that were sent here, by sha256."""
+    messages: list[str] = field(default_factory=list)
+    """Of the commits that were sent here."""
 
     @property
     def sent(self) -> int:
@@ -87,7 +95,8 @@ def serve(repositories: Mapping[str, Mapping[str, Path]]) -> Iterator[Hub]:
     """Serve repositories `{name: {commit: folder}}` while the block runs; a repository's last commit is its main."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     refs = {name: {"main": list(commits)[-1]} for name, commits in repositories.items()}
-    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}", repositories, refs)
+    storage = TemporaryDirectory()
+    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}", dict(repositories), refs, storage=Path(storage.name))
     server.hub = hub  # type: ignore[attr-defined]
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -97,9 +106,10 @@ def serve(repositories: Mapping[str, Mapping[str, Path]]) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+        storage.cleanup()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Writing):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -108,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer()
 
+    do_POST = do_PUT = do_GET
+
     def log_message(self, *_: Any) -> None:
         """Nothing is printed."""
 
@@ -115,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
         path = urlsplit(self.path).path
         hub.requests.append((self.command, unquote(path)))
+        body = self.read_body() if self.command in ("POST", "PUT") else b""
         for fault in hub.faults:
             if fault.whole and "Range" in self.headers:
                 continue
@@ -122,11 +135,14 @@ class _Handler(BaseHTTPRequestHandler):
                 fault.times -= 1
                 return self._refuse(fault.status, fault.code, fault.headers)
         said = self.headers.get("Authorization", "")
-        if found := STORAGE.fullmatch(path):
+        if STORAGE.fullmatch(path) or self.command == "PUT":
             hub.told |= {said} - {""}
         elif hub.token and said != f"Bearer {hub.token}":
             return self._refuse(401, "RepoNotFound")
-        for pattern, answer in ((STORAGE, self._send), (INFO, self._info), (FILE, self._file)):
+        if self.command in ("POST", "PUT"):
+            return self.answer_writer(hub, body)
+        routes = ((STORAGE, self._send), (INFO, self._info), (TREE, self._tree), (FILE, self._file))
+        for pattern, answer in routes:
             if found := pattern.fullmatch(path):
                 part = {name: value and unquote(value) for name, value in found.groupdict().items()}
                 if part["repo"] not in hub.repositories:
@@ -140,9 +156,26 @@ class _Handler(BaseHTTPRequestHandler):
         for path in _files(folder):
             entry = {"rfilename": path.relative_to(folder).as_posix()}
             if "blobs=true" in urlsplit(self.path).query.lower():
-                entry |= {"size": path.stat().st_size, "blobId": _blob_id(path), "lfs": _lfs(path)}
+                entry |= {"size": path.stat().st_size, "blobId": blob_id(path), "lfs": _lfs(path)}
             files.append(entry)
-        self._json({"id": part["repo"], "modelId": part["repo"], "sha": commit, "siblings": files, "private": False})
+        self.reply(
+            200,
+            {
+                "id": part["repo"],
+                "modelId": part["repo"],
+                "sha": commit,
+                "siblings": files,
+                "private": part["repo"] in hub.private,
+            },
+        )
+
+    def _tree(self, hub: Hub, part: dict[str, str], commit: str, folder: Path) -> None:
+        files = []
+        for path in _files(folder):
+            entry = {"type": "file", "path": path.relative_to(folder).as_posix(), "size": path.stat().st_size}
+            large = _lfs(path)
+            files.append(entry | {"oid": blob_id(path)} | ({"lfs": large | {"oid": large["sha256"]}} if large else {}))
+        self.reply(200, files)
 
     def _file(self, hub: Hub, part: dict[str, str], commit: str, folder: Path) -> None:
         path = folder / part["path"]
@@ -152,10 +185,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(hub, part, commit, folder)
         # Another origin, since it is another host name.
         place = f"{hub.url.replace('127.0.0.1', 'localhost')}/storage/{part['repo']}/{commit}/{part['path']}"
-        headers = {"Location": place, "X-Repo-Commit": commit, "X-Linked-Etag": f'"{_etag(path)}"'}
+        headers = {"Location": place, "X-Repo-Commit": commit, "X-Linked-Etag": f'"{etag(path)}"'}
         if hub.xet:
             route = f"{hub.url}/api/models/{part['repo']}/xet-read-token/{commit}"
-            headers |= {"X-Xet-Hash": _etag(path), "X-Xet-Refresh-Route": route}
+            headers |= {"X-Xet-Hash": etag(path), "X-Xet-Refresh-Route": route}
         return self._refuse(302, "", headers | {"X-Linked-Size": str(path.stat().st_size)})
 
     def _send(self, hub: Hub, part: dict[str, str], commit: str, folder: Path) -> None:
@@ -166,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = int(asked[1]), min(int(asked[2]) + 1, end) if asked[2] else end
             hub.ranges.append((path.name, start))
         self.send_response(206 if asked else 200)
-        self.send_header("ETag", f'"{_etag(path)}"')
+        self.send_header("ETag", f'"{etag(path)}"')
         self.send_header("X-Repo-Commit", commit)
         self.send_header("Accept-Ranges", "bytes")
         if asked:
@@ -183,14 +216,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         hub.served[path.name] += end - start
         self.wfile.write(content[start:end])
-
-    def _json(self, value: Any) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
 
     def _refuse(self, status: int, code: str, headers: Mapping[str, str] | None = None) -> None:
         if not status:
@@ -210,18 +235,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _blob_id(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _etag(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix in LARGE else _blob_id(path)
-
-
 def _lfs(path: Path) -> dict[str, Any] | None:
     """What the Hub tells of a large file."""
-    return {"sha256": _etag(path), "size": path.stat().st_size, "pointerSize": 134} if path.suffix in LARGE else None
+    return {"sha256": etag(path), "size": path.stat().st_size, "pointerSize": 134} if path.suffix in LARGE else None
 
 
 def point_at(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:

@@ -26,5 +26,5 @@ def select(scores: Float64[Tensor, "L E"], keep: int, routing: Routing) -> Int64
     # [L, groups, E / groups]; a stable sort keeps equal scores in the order of their ids.
     grouped = scores.reshape(len(scores), groups, -1)
     order = grouped.argsort(dim=-1, stable=True)[..., grouped.shape[-1] - keep // groups :]
-    first = torch.arange(groups)[:, None] * grouped.shape[-1]
+    first = torch.arange(groups, device=order.device)[:, None] * grouped.shape[-1]
     return (order + first).flatten(1).sort(dim=-1).values

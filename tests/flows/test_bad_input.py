@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sample
 import torch
+import yaml
 from hub import closed_port, point_at
 from safetensors.torch import load_file, save_file
 
@@ -253,6 +254,23 @@ def test_run_tracking_server_not_there_is_refused_within_seconds(refuse, monkeyp
     error = refuse(QUICK)
     assert uri in error and "MLFLOW_TRACKING_URI" in error
     assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "audit"])
+def test_remote_of_dvc_that_does_not_answer_is_refused_before_any_work(command, project, moeprune):
+    config, recipe = Path(".dvc/config"), Path("params/asked.yaml")
+    sections = ("download", "calibrate", "observe", "runtime", *(("score", "mask") if command != "audit" else ()))
+    own = {"audit": {"criteria": ["reap"], "ratios": [0.25]}} if command == "audit" else {}
+    recipe.write_text(yaml.safe_dump({word: sample.RECIPE[word] for word in sections} | own))
+    config.write_text(f"{config.read_text()}    remote = team\n")
+    named = moeprune(command, str(recipe))
+    assert named.status == 2 and "core.remote names 'team'" in named.err, named.err
+    remote = f"['remote \"team\"']\n    url = s3://moeprune/dvc\n    endpointurl = http://127.0.0.1:{closed_port()}\n"
+    config.write_text(config.read_text() + remote)
+    dead = moeprune(command, str(recipe))
+    assert dead.status == 2 and "DVC remote 'team' (s3://moeprune/dvc)" in dead.err and "refused" in dead.err
+    assert len((named.err + dead.err).splitlines()) == 2
+    assert not [name for name in LONG if list(Path(".moeprune", name).glob("*"))]
 
 
 def test_run_hub_not_there_is_refused(refuse, monkeypatch, tmp_path):

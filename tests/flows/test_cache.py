@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sample
 
-from moeprune.checkpoint import sha256
+from moeprune.hashing import sha256
 
 ALL = [
     "download",

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.audit_recipe import read_audit
+from flows.audit.recipe import read_audit
 from flows.recipe import expand, parse_recipe, read_recipe, read_yaml, to_yaml
-from flows.sweep_rows import Row, told_apart, without_seeds
+from flows.sweep.rows import Row, told_apart, without_seeds
 from moeprune.errors import BadInput
 from tasks.mask import BUDGETS
 
@@ -46,6 +46,14 @@ def test_to_yaml_is_the_same_recipe_with_every_default(recipe):
     written = yaml.safe_load(to_yaml(read))
     assert parse_recipe(written, "again") == read
     assert written["observe"]["sums"] == ["core", "vectors"] and written["runtime"]["batch_size"] == 16
+
+
+def test_to_yaml_leaves_the_store_to_whoever_reads_it(recipe, monkeypatch):
+    monkeypatch.setenv("MOEPRUNE_STORE", "/theirs")
+    written = [to_yaml(read_recipe(recipe)), to_yaml(read_recipe(recipe, ("runtime.store=/theirs",)))]
+    assert written[0] == written[1] and "theirs" not in written[0]
+    monkeypatch.setenv("MOEPRUNE_STORE", "ours")
+    assert parse_recipe(yaml.safe_load(written[0]), "again").runtime.store == Path("ours")
 
 
 @pytest.mark.parametrize("path", sorted(PARAMS.glob("*.yaml")), ids=lambda path: path.name)

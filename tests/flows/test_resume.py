@@ -8,7 +8,7 @@ import pytest
 import sample
 
 from moeprune import observation
-from moeprune.checkpoint import sha256
+from moeprune.hashing import sha256
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
 

@@ -9,7 +9,7 @@ import pytest
 from tqdm import tqdm
 
 from flows.sharing import Shared
-from flows.workers import Lines
+from flows.sweep.workers import Lines
 from moeprune.errors import BadInput
 from tasks.artifacts import Artifact, Step, Store
 
@@ -73,7 +73,7 @@ SCRIPT = """
 import os, signal
 from pathlib import Path
 from prefect import task
-from flows.workers import Workers
+from flows.sweep.workers import Workers
 
 @task
 def die(before):  # once only, if it is told a file by which to know

@@ -8,6 +8,8 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -76,6 +78,22 @@ def test_run_across_layers_leaves_checkpoints_that_transformers_loads_by_the_cod
         tokenizer = AutoTokenizer.from_pretrained(folder)
         ids = tokenizer("the river of", return_tensors="pt")["input_ids"]
         assert model.generate(ids, max_new_tokens=3).shape == (1, ids.shape[1] + 3)
+
+
+def test_export_of_an_uneven_distilled_checkpoint_loads_and_says_how(uneven, moeprune, monkeypatch, tmp_path):
+    monkeypatch.chdir(uneven[0])
+    answer = moeprune("export", uneven[1]["run_id"], str(tmp_path / "smaller"))
+    assert answer.status == 0, answer.err
+    card = ModelCard.load(tmp_path / "smaller/README.md")
+    assert {"custom_code", "distillation", "expert-pruning"} <= set(card.data.tags)
+    assert 'from_pretrained("smaller", dtype="auto", trust_remote_code=True)' in card.text
+    assert "vLLM and llama.cpp cannot read it" in card.text and "vllm serve" not in card.text
+    assert "then trained all weights: epochs 1" in card.text
+    counts = sorted({len(ids) for ids in json.loads((made(uneven, "mask") / "mask.json").read_text())["kept"].values()})
+    assert f"keeps between {counts[0]} and {counts[1]} of 8 experts" in card.text
+    ids = AutoTokenizer.from_pretrained(tmp_path / "smaller")("the river of", return_tensors="pt")["input_ids"]
+    ours, stores = load(tmp_path / "smaller").eval(), load(made(uneven, "distill")).eval()
+    assert torch.equal(ours(ids).logits, stores(ids).logits)
 
 
 def test_run_of_what_was_pruned_unequally_is_refused_before_any_work(uneven, moeprune, monkeypatch):

@@ -7,16 +7,9 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from moeprune.checkpoint import (
-    CONFIG_FILES,
-    Checkpoint,
-    TensorInfo,
-    digest_of,
-    open_checkpoint,
-    refuse_non_finite,
-    sha256,
-)
+from moeprune.checkpoint import CONFIG_FILES, Checkpoint, TensorInfo, open_checkpoint, refuse_non_finite
 from moeprune.errors import BadInput
+from moeprune.hashing import digest_of, sha256
 from moeprune.models import load_model
 from moeprune.writing import write_safetensors
 

@@ -104,7 +104,7 @@ def refusal_of(call, *arguments):
         ({"quant_method": "gptq"}, "bits"),
         ({"quant_method": "awq", "bits": 4}, "gptqmodel"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-        ({"quant_method": "fbgemm_fp8"}, "GPU"),
+        ({"quant_method": "fbgemm_fp8"}, "requires"),
         ({"quant_method": "ours"}, "ours"),
         ({"bits": 4}, "quant_method"),
     ],

@@ -7,8 +7,9 @@ import pytest
 import tiny
 
 from moeprune import checkpoint
-from moeprune.checkpoint import INDEX, digest_of, is_small_file, open_checkpoint, sha256
+from moeprune.checkpoint import INDEX, is_small_file, open_checkpoint
 from moeprune.file_plan import read_file_plan
+from moeprune.hashing import digest_of, sha256
 from moeprune.masks import Mask
 from moeprune.surgery import prune_checkpoint
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sample
 
 from moeprune.errors import BadInput
-from tasks.artifacts import Artifact, Runtime, Step, Store
+from tasks.artifacts import Artifact, Runtime, Step, Store, git_state
 
 
 @pytest.fixture
@@ -143,6 +144,27 @@ def test_hash_of_changed_file_is_new_though_its_size_is_the_same(store, tmp_path
 
 def test_find_unknown_input_is_none(store):
     assert store.find(Step("score", "", "code", {}, {"observe": None})) is None
+
+
+def test_find_damaged_result_stays_where_somebody_may_read_it(store, runtime):
+    artifact = store.produce(step(), runtime, write("right text"))
+    change_a_byte(store.folder(artifact))
+    assert store.find(step()) is None
+    assert (store.folder(artifact) / "content.txt").is_file()
+
+
+def test_git_state_counts_changes_but_for_the_record_that_a_run_writes(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert git_state() == {"git_commit": None, "git_dirty": None}
+    sample.git(tmp_path, "init", "--quiet")
+    sample.git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "project")
+    (tmp_path / "data.dvc").write_text("outs: []\n")
+    assert git_state() == {"git_commit": sample.git(tmp_path, "rev-parse", "HEAD").strip(), "git_dirty": False}
+    (tmp_path / "code.py").write_text("")
+    assert git_state()["git_dirty"] is True
+    monkeypatch.chdir(tmp_path / "below")
+    assert git_state()["git_dirty"] is True
 
 
 def test_check_space_names_what_is_needed(store):

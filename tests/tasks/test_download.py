@@ -1,9 +1,11 @@
 """From a folder, and from a Hub on the loopback interface."""
 
+import errno
 import io
 import logging
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,8 @@ from hub import closed_port, point_at
 
 from moeprune.errors import BadInput
 from tasks import download
-from tasks.artifacts import Store
+from tasks.artifacts import MANIFEST, Store
+from tasks.download import DownloadParams
 
 
 @pytest.fixture
@@ -188,6 +191,66 @@ def test_download_folder_is_linked_and_survives_the_removal_of_its_origin(models
     assert (folder / shard).stat().st_ino == (tmp_path / "model" / shard).stat().st_ino  # no second copy on disk
     shutil.rmtree(tmp_path / "model")
     assert weights(folder) == before
+
+
+@pytest.fixture
+def machines(models, tmp_path, monkeypatch):
+    """Puts us on a machine that has the model on a disk of its own, where the store is not; returns the folder."""
+
+    def on_other_disk(target: Path, origin: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", on_other_disk)
+
+    def be(name: str) -> Path:
+        monkeypatch.setattr("tasks.artifacts.machine", lambda: name)
+        if not (home := tmp_path / "homes" / name).is_dir():
+            shutil.copytree(models[OLD], home)
+        return home
+
+    return be
+
+
+def test_download_in_a_store_of_two_machines_is_linked_by_each_to_its_own_disk(machines, models, runtime):
+    store, homes, folders = Store(runtime.store), {}, {}
+    for name in ("one", "other"):
+        homes[name] = machines(name)
+        _, artifact = fetch(runtime, source=str(homes[name]))
+        folders[name] = store.folder(artifact)
+        homes[name].rename(homes[name].with_suffix(".unmounted"))
+    for name, home in homes.items():
+        home.with_suffix(".unmounted").rename(home)
+        machines(name)
+        assert {(folders[name] / shard).resolve().parent for shard in weights(home)} == {home}
+        assert store.fault(folders[name]) is None and weights(folders[name]) == weights(models[OLD])
+        assert store.folder(artifact) == folders[name] and store.manifests("download") == [folders[name] / MANIFEST]
+        home.rename(home.with_suffix(".unmounted"))
+
+
+def test_find_links_that_lead_nowhere_removes_nothing_under_whoever_reads(machines, models, runtime):
+    store, home = Store(runtime.store), machines("one")
+    source, artifact = fetch(runtime, source=str(home))
+    step = download.step(DownloadParams(source=str(home)), source, store)
+    with store.lock(f"download-{artifact.key}"), ThreadPoolExecutor(1) as pool:
+        home.rename(home.with_suffix(".unmounted"))
+        assert pool.submit(store.find, step).result() is None
+        home.with_suffix(".unmounted").rename(home)
+        assert weights(store.folder(artifact)) == weights(models[OLD])
+    assert store.find(step) == artifact
+
+
+def test_download_links_once_more_where_the_model_has_moved(machines, models, runtime, monkeypatch):
+    store, home = Store(runtime.store), machines("one")
+    _, artifact = fetch(runtime, source=str(home))
+    home.rename(moved := home.with_suffix(".moved"))
+    assert fetch(runtime, source=str(moved))[1] == artifact
+    assert weights(store.folder(artifact)) == weights(models[OLD])
+
+    moved.rename(home)
+    monkeypatch.undo()  # now on the store's disk
+    assert fetch(runtime, source=str(home))[1] == artifact
+    shutil.rmtree(home)
+    assert weights(store.folder(artifact)) == weights(models[OLD])
 
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "./model", "model", "a/b/c"])

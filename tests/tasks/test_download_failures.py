@@ -8,8 +8,8 @@ import pytest
 from downloaded import OLD, SHARD, fetch, refused, resolve, serve_alone, weights
 from hub import Fault, closed_port, point_at
 
-from moeprune.checkpoint import sha256
 from moeprune.errors import BadInput
+from moeprune.hashing import sha256
 from tasks import download
 from tasks.artifacts import Store
 from tasks.hub_refusals import HubUnavailable

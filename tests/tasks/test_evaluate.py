@@ -458,7 +458,8 @@ def continuation_of(workshop, prompt: str) -> str:
     return tokenizer.decode(written)
 
 
-def test_evaluate_writing_tasks_have_a_metric_for_each_filter_and_pairs(workshop, params, tmp_path):
+@pytest.mark.parametrize("higher", [True, False])
+def test_evaluate_writing_tasks_have_a_metric_for_each_filter_and_pairs(workshop, params, tmp_path, higher: bool):
     prompts = ["the river of", "a small town in", "north was named"]
     texts = [continuation_of(workshop, prompt) for prompt in prompts]
     targets = [texts[0], texts[1], f"not {texts[2]}"]
@@ -468,12 +469,14 @@ def test_evaluate_writing_tasks_have_a_metric_for_each_filter_and_pairs(workshop
         {"name": "strict-match", "filter": [never, {"function": "take_first"}]},
         {"name": "as-it-is", "filter": [{"function": "take_first"}]},
     ]
-    name = write_task(tmp_path, rows, filter_list=filters)
+    listed = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": higher}]
+    name = write_task(tmp_path, rows, filter_list=filters, metric_list=listed)
     folder = measure(workshop, params.model_copy(update={"corpora": (), "tasks": (name,), "sequence_length": 64}))
     metrics = report(folder)["metrics"]
     assert metrics["writing/exact_match_as_it_is"]["value"] == pytest.approx(2 / 3)
     assert metrics["writing/exact_match_as_it_is"]["n"] == 3
     assert metrics["writing/exact_match_strict_match"]["value"] == 0
+    assert [metric.get("less_is_better", False) for metric in metrics.values()] == [not higher] * 2
     assert [row["exact_match_as_it_is"] for row in samples(folder)] == [1, 1, 0]
     assert comparison.compare(folder, folder)["writing/exact_match_as_it_is"]["value"] == 0
 

@@ -29,8 +29,9 @@ def scale(x):
         SOURCE.replace('    """Twice."""\n', ""),
         SOURCE.replace("return 2 * x", "return (2 * x)"),
         SOURCE + "\n\n\n",
+        SOURCE.replace("\ndef", '\n"""What the next one does."""\n\ndef'),
     ],
-    ids=["comment", "module docstring", "docstring removed", "parentheses", "blank lines"],
+    ids=["comment", "module docstring", "docstring removed", "parentheses", "blank lines", "docstring of a name"],
 )
 def test_source_digest_same_meaning_is_the_same(edited: str):
     assert edited != SOURCE

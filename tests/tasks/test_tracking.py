@@ -57,6 +57,7 @@ def manifest(key: str = "k1", started: str = "2026-01-02T03:04:05+00:00", **fact
         "digest": f"digest-{key}",
         "params": {"tokens": 32768, "corpus": {"name": "wiki", "field": None}},
         "facts": facts,
+        "inputs": {},
         "producer": {
             "flow_run": "flow-1",
             "git_commit": "c0ffee",
@@ -218,6 +219,25 @@ def test_runs_left_by_a_killed_process_are_closed_and_live_ones_left(tracker: Tr
         os.kill(int(other_pid), signal.SIGKILL)
         workers.communicate()
     assert status == ["KILLED", "KILLED", "RUNNING", "RUNNING", "RUNNING"]
+
+
+def test_closing_ends_what_is_lost_with_all_below_it_and_nothing_else(tracker: Tracker, client: MlflowClient) -> None:
+    lost = {"place": "a machine that is gone"}
+    with (
+        tracker.sweep("grid", "key", {}, "") as sweep,
+        tracker.run("beside", {}) as beside,
+        tracker.run("recipe", {}, lost, sweep=sweep.id) as run,
+    ):
+        child = client.create_run(tracker._experiment_id, tags={"mlflow.parentRunId": run.id}).info.run_id
+        for alive in (sweep.id, beside.id):
+            with pytest.raises(BadInput, match="under way on this machine"):
+                tracker.close(alive)
+        client.set_tag(sweep.id, "place", lost["place"])
+        assert tracker.close(sweep.id[:12]).status == "KILLED"
+        ids = (sweep.id, run.id, child, beside.id)
+        assert [client.get_run(one).info.status for one in ids] == ["KILLED"] * 3 + ["RUNNING"]
+        with pytest.raises(BadInput, match="is KILLED: there is nothing to close"):
+            tracker.close(run.id)
 
 
 def test_sweep_lists_as_one_and_holds_its_runs(tracker: Tracker) -> None:

@@ -5,8 +5,11 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from hashlib import md5
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -311,6 +314,98 @@ def test_push_of_what_is_nowhere_is_refused(project: Path, store: Path, tmp_path
         versioning.push(project)
 
 
+def test_password_in_the_address_of_a_remote_is_told_to_nobody(project: Path, store: Path, tmp_path: Path) -> None:
+    versioning.register(store / "tokens", CORPUS, project)
+    (tmp_path / "served").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        dvc(project, "remote", "add", "--default", "team", f"http://ana:secret@{address}/")
+        assert versioning.reach(project) == f"http://…@{address}/"
+        with pytest.raises(BadInput, match=address) as pushed:  # this server takes nothing
+            versioning.push(project)
+        server.shutdown()
+    with pytest.raises(BadInput, match=address) as reached:
+        versioning.reach(project)
+    with pytest.raises(BadInput, match=address) as restored:
+        versioning.restore("0" * 32, project)
+    assert not [one for one in (pushed, reached, restored) if "secret" in str(one.value)]
+
+
 def test_push_without_any_remote_does_nothing(project: Path, store: Path) -> None:
     versioning.register(store / "tokens", CORPUS, project)
     assert versioning.push(project) is False
+
+
+def test_survey_tells_cache_remote_or_nowhere_and_fetches_nothing(project: Path, store: Path, clone: Path) -> None:
+    wiki, lost, shipped = md5_of("corpus"), md5_of("never registered"), {"demo"}
+    assert versioning.survey([wiki, lost], project).places == {wiki: {"cache"} | shipped, lost: set()}
+    assert versioning.survey([wiki, lost], clone).places == {wiki: shipped, lost: set()}
+    assert versioning.survey([wiki], clone, read=True).places == {wiki: shipped}
+    assert not (clone / "data").exists() and not list((clone / ".dvc").glob("cache/files/md5/*/*"))
+
+
+def test_survey_does_not_believe_the_name_of_a_damaged_object(project: Path, clone: Path) -> None:
+    wiki = md5_of("corpus")
+    for root in (project / ".dvc/cache", clone / "demo/remote"):
+        held = root / "files/md5" / wiki[:2] / wiki[2:]
+        held.unlink()
+        write(held, "damage")
+    assert versioning.survey([wiki], project, read=True).places == {wiki: {"demo"}}
+    assert versioning.survey([wiki], clone, read=True).places == {wiki: set()}
+
+
+def test_survey_tells_all_places_the_team_s_remote_and_a_remote_that_cannot_be_asked(
+    project: Path, store: Path, tmp_path: Path
+) -> None:
+    wiki = versioning.register(store / "tokens", CORPUS, project).md5
+    dvc(project, "remote", "add", "--default", "team", str(tmp_path / "team"))
+    assert versioning.survey([wiki], project).places == {wiki: {"cache"}}
+    assert versioning.push(project)
+    assert versioning.survey([wiki], project) == versioning.Survey({wiki: frozenset({"cache", "team"})}, "team", {})
+    dvc(project, "remote", "add", "gone", "http://127.0.0.1:9/dvc")
+    found = versioning.survey([wiki], project)
+    assert found.places == {wiki: {"cache", "team"}} and found.silent.keys() == {"gone"}
+    with pytest.raises(BadInput, match="moeprune init"):
+        versioning.survey([wiki], tmp_path)
+
+
+def test_remote_of_which_only_the_name_is_known_is_told_of(project: Path, store: Path) -> None:
+    wiki = versioning.register(store / "tokens", CORPUS, project).md5
+    dvc(project, "config", "core.remote", "team")
+    said = "core.remote names 'team', of which no address is known here: `dvc remote add team ADDRESS`"
+    for used in (versioning.reach, versioning.push):
+        with pytest.raises(BadInput, match=said):
+            used(project)
+    found = versioning.survey([wiki], project)
+    assert found.places == {wiki: {"cache"}} and found.team == "team" and said in found.silent["team"]
+
+
+def test_survey_waits_for_nobody_and_leaves_a_damaged_object_where_it_is(project: Path, store: Path) -> None:
+    wiki = versioning.register(store / "tokens", CORPUS, project).md5
+    held = project / ".dvc/cache/files/md5" / wiki[:2] / wiki[2:]
+    held.unlink()
+    write(held, "damage")
+    script = (
+        "import sys, time; from dvc.repo import Repo, lock_repo\n"
+        "with Repo('.') as repo, lock_repo(repo): print(flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=project, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        try:
+            assert versioning.survey([wiki], project).places == {wiki: frozenset()}
+        finally:
+            other.kill()
+    assert held.read_text() == "damage"
+
+
+def test_push_sends_again_what_the_remote_has_lost(project: Path, store: Path, tmp_path: Path) -> None:
+    wiki = versioning.register(store / "tokens", CORPUS, project).md5
+    versioning.register(store / "mask", MASK, project)
+    dvc(project, "remote", "add", "--default", "team", str(tmp_path / "team"))
+    assert versioning.push(project)
+    held = tmp_path / "team/files/md5" / wiki[:2] / wiki[2:]
+    held.unlink()
+    assert versioning.push(project)
+    assert held.read_text() == "corpus"

@@ -1,0 +1,1 @@
+"""The audit: how much masks depend on which calibration text was drawn."""

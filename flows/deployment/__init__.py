@@ -1,0 +1,1 @@
+"""Deployments: flows on a schedule or from a form, and the workers that run them."""

@@ -1,0 +1,1 @@
+"""Promotion and hand-over: rules, the registry, model cards, export and push."""

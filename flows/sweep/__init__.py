@@ -1,0 +1,1 @@
+"""Sweeps: many recipes in one, each stage that several share run once."""

@@ -1,0 +1,1 @@
+"""Upkeep: runs brought back, verified, and room made."""

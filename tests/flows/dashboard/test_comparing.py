@@ -1,0 +1,119 @@
+"""Runs beside one another: intervals, memory, recipes and masks, worked out by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+from recorded import lineage, stage
+
+from flows.dashboard import comparing
+from flows.dashboard.index import Entry
+from flows.pages import Measured, Table
+from flows.pages.points import Pareto
+from moeprune.masks import Mask
+from tasks.artifacts import Store
+from tasks.tracking import Tracker
+
+FIRST = {
+    "base/acc": 0.5, "base/acc_stderr": 0.01, "base/memory/weights": 4e6,
+    "pruned/acc": 0.4, "pruned/acc_stderr": 0.02, "pruned/memory/weights": 3e6,
+    "pruned/perplexity/wiki": 20.0, "delta/log_perplexity/wiki": 0.25, "delta/log_perplexity/wiki_stderr": 0.05,
+    "delta/q/acc": -0.1, "delta/q/acc_stderr": 0.02,
+}  # fmt: skip
+SECOND = FIRST | {"pruned/acc": 0.3, "pruned/memory/weights": 2e6}
+
+
+def entry(run: str, metrics: dict[str, float], ratio: str = "0.25", mask: str = "m") -> Entry:
+    params = {"mask.ratio": ratio, "download.source": "model", "score.criterion": "reap"}
+    return Entry(lineage(run, stage("mask", mask), params=params, metrics=metrics, method="reap"))
+
+
+@pytest.fixture
+def pair() -> list[Entry]:
+    return [entry("a" * 32, FIRST), entry("b" * 32, SECOND, "0.5", "n")]
+
+
+def test_measured_interval_is_1_96_standard_errors_wide_to_each_side():
+    found = comparing.measured(entry("a", FIRST), "pruned/acc")
+    assert found == Measured(0.4, pytest.approx(0.0392))
+    assert comparing.measured(entry("a", FIRST), "pruned/perplexity/wiki") == Measured(20.0, None)
+    assert comparing.measured(entry("a", FIRST), "pruned/nothing") is None
+
+
+def test_measures_are_named_without_errors_and_memory_accuracies_first(pair):
+    assert comparing.measures(pair) == ["acc", "perplexity/wiki"]
+
+
+def test_pareto_points_are_models_by_memory_and_the_base_once(pair):
+    (plot,) = comparing.pareto(pair, "acc")
+    assert isinstance(plot, Pareto) and plot.higher_is_better
+    assert sorted((point.x, point.y, point.low, point.high) for point in plot.points) == [
+        (2.0, 0.3, pytest.approx(0.2608), pytest.approx(0.3392)),
+        (3.0, 0.4, pytest.approx(0.3608), pytest.approx(0.4392)),
+        (4.0, 0.5, pytest.approx(0.4804), pytest.approx(0.5196)),
+    ]
+    (worse,) = comparing.pareto(pair, "perplexity/wiki")
+    assert isinstance(worse, Pareto) and not worse.higher_is_better
+
+
+def test_distilled_run_is_measured_by_its_distilled_model():
+    metrics = FIRST | {"distilled/acc": 0.45, "distilled/memory/disk": 1e6, "delta_distilled/q/acc": -0.05}
+    one = Entry(lineage("d", stage("prune", "p"), stage("distill", "d"), metrics=metrics))
+    assert (one.final, comparing.delta(one), comparing.weights(one, one.final)) == (
+        "distilled",
+        "delta_distilled/",
+        1.0,
+    )
+
+
+def section(found, title):
+    return next(one for one in found if one.title == title)
+
+
+def test_comparison_recipes_differ_in_the_keys_that_differ(pair, tmp_path):
+    found = comparing.comparison(pair, "acc", Tracker(Store(tmp_path)))
+    (table,) = section(found, "Recipes").parts
+    assert isinstance(table, Table)
+    assert table.rows == [["mask.ratio", "0.25", "0.5"]]
+
+
+def test_comparison_changes_by_domain_have_their_unit_and_interval(pair, tmp_path):
+    perplexity, accuracy = section(
+        comparing.comparison(pair, "acc", Tracker(Store(tmp_path))), "Change by domain"
+    ).parts
+    (one, _) = perplexity.values
+    assert (one.row, one.value, one.low, one.high) == ("wiki", 0.25, pytest.approx(0.152), pytest.approx(0.348))
+    assert accuracy.values[0].row == "q" and accuracy.values[0].value == -0.1
+
+
+def test_comparison_change_without_an_error_has_no_interval(tmp_path):
+    metrics = {name: value for name, value in FIRST.items() if name != "delta/log_perplexity/wiki_stderr"}
+    found = comparing.comparison([entry("a" * 32, metrics)], "acc", Tracker(Store(tmp_path)))
+    (one,) = section(found, "Change by domain").parts[0].values
+    assert (one.value, one.low, one.high) == (0.25, None, None)
+
+
+def write_mask(store: Path, key: str, kept: dict[int, tuple[int, ...]], base: str = "base") -> None:
+    (store / "mask" / key).mkdir(parents=True)
+    (store / "mask" / key / "mask.json").write_text(Mask(base, 4, kept).to_json())
+
+
+def test_comparison_masks_by_layer_name_what_only_one_keeps(pair, tmp_path):
+    write_mask(tmp_path, "m", {0: (0, 1, 2), 3: (0, 1, 3)})
+    write_mask(tmp_path, "n", {0: (0, 2, 3), 3: (0, 1, 3)})
+    lines, table = section(comparing.comparison(pair, "acc", Tracker(Store(tmp_path))), "Masks").parts
+    assert lines.lines[0].x == [0, 3] and lines.lines[0].y == [0.5, 1.0]  # 2 of 4, 3 of 3
+    assert table.rows == [[0, 0.5, "1", "3"], [3, 1.0, "", ""]]
+
+
+def test_comparison_masks_of_other_base_models_are_not_compared(pair, tmp_path):
+    write_mask(tmp_path, "m", {0: (0, 1)})
+    write_mask(tmp_path, "n", {0: (0, 1)}, "other")
+    (said,) = section(comparing.comparison(pair, "acc", Tracker(Store(tmp_path))), "Masks").parts
+    assert "another base model" in said.text
+
+
+def test_read_mask_of_weights_is_none(tmp_path):
+    (tmp_path / "mask/m").mkdir(parents=True)
+    (tmp_path / "mask/m/mask.json").write_text(json.dumps({"format": "moeprune-weights/1"}))
+    assert comparing.read_mask(entry("a", FIRST), Tracker(Store(tmp_path))) is None
