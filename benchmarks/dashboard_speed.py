@@ -152,7 +152,7 @@ def asked(
         window.find("#runs input[type=checkbox]")[number].click()
     note("two runs chosen, their graph drawn", since, lambda: "of 2 runs" in text("#drawn"))
     since = time.monotonic()
-    window.find("#nodes button")[-1].click()
+    window.run("[...document.querySelectorAll('#nodes button')].at(-1).click()")  # marks that come make them anew
     note("node chosen, its details told", since, lambda: "digest" in text("#details"))
     since = time.monotonic()
     window.find("#to-compare")[0].click()
