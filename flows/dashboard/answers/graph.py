@@ -48,6 +48,15 @@ def register(app: Dash, watcher: Watcher) -> None:
     fit = ClientsideFunction("moeprune", "fit")
     app.clientside_callback(fit, Input("graph", "elements"), Input("graph", "style"))  # type: ignore[no-untyped-call]
 
+    @app.callback(
+        Output("node", "data"),
+        Output("chosen", "data", allow_duplicate=True),
+        Input("graph", "tapNodeData"),
+        Input({"type": "node", "path": ALL, "where": ALL}, "n_clicks"),
+        Input("url", "pathname"),
+        State("chosen", "data"),
+        prevent_initial_call="initial_duplicate",
+    )
     def select(tapped: dict[str, str] | None, clicks: list[int | None], address: str, chosen: list[str]) -> Any:
         if ctx.triggered_id == "graph":
             return (tapped["id"] if tapped else no_update), no_update
