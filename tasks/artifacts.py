@@ -14,21 +14,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
-from prefect import get_run_logger, task
-from prefect import runtime as prefect_runtime
-from prefect.exceptions import MissingContextError
 from pydantic import BaseModel, ConfigDict, Field
 
 from moeprune.errors import BadInput
 from moeprune.hashing import digest_of, sha256
 from tasks.identity import key_of
 
+if TYPE_CHECKING:  # importing it takes a second
+    from prefect import Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers", "safetensors", "prefect", "mlflow", "dvc", "lm-eval")
 
@@ -107,13 +109,17 @@ class Step:
         return f"{self.stage} {self.of}".strip()
 
 
-stage = partial(
-    task,
-    persist_result=True,
-    result_serializer="json",
-    cache_key_fn=lambda context, arguments: f"{arguments['step'].stage}-{arguments['step'].key}",
-)
-"""Makes a stage's function a Prefect task that is cached on the step's key. Its first parameter is `step`."""
+def stage(**options: Any) -> "Callable[[Callable[P, R]], Task[P, R]]":
+    """Makes a stage's function a Prefect task that is cached on the step's key. Its first parameter is `step`."""
+    from prefect import task
+
+    made: Callable[[Callable[P, R]], Task[P, R]] = task(
+        persist_result=True,
+        result_serializer="json",
+        cache_key_fn=lambda context, arguments: f"{arguments['step'].stage}-{arguments['step'].key}",
+        **options,
+    )
+    return made
 
 
 class Store:
@@ -247,7 +253,7 @@ class Store:
                 "facts": facts,
                 "inputs": {name: entry.model_dump() for name, entry in step.inputs.items() if entry is not None},
                 "producer": {
-                    "flow_run": prefect_runtime.flow_run.id,
+                    "flow_run": flow_run_id(),
                     **git_state(),
                     "libraries": library_versions(),
                     "runtime": runtime.model_dump(mode="json", exclude={"store"}),
@@ -369,9 +375,20 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
+def flow_run_id() -> str | None:
+    """That of the flow run that is under way here."""
+    from prefect import runtime
+
+    found: str | None = runtime.flow_run.id
+    return found
+
+
 def logger() -> Any:
     """Prefect's logger inside a run, else the ordinary one."""
     import logging
+
+    from prefect import get_run_logger
+    from prefect.exceptions import MissingContextError
 
     try:
         return get_run_logger()

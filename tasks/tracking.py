@@ -27,11 +27,10 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
-from prefect import runtime as prefect_runtime
 from sqlalchemy.exc import SQLAlchemyError
 
 from moeprune.errors import BadInput
-from tasks.artifacts import Store
+from tasks.artifacts import Store, flow_run_id
 from tasks.processes import is_alive, place, process
 from tasks.reachable import check_database, impatient, without_password
 from tasks.recording import PARENT, Run
@@ -399,5 +398,5 @@ def _milliseconds(moment: datetime) -> int:
 
 def _owner() -> dict[str, str]:
     """By what it is told whether a run is still under way."""
-    flow_run = prefect_runtime.flow_run.id
+    flow_run = flow_run_id()
     return {"place": place(), "process": process(os.getpid()), **({"flow_run": flow_run} if flow_run else {})}

@@ -29,7 +29,7 @@ class Stale:
     unknown: str = ""
 
 
-def stale(lineage: Lineage, recipe: str, store: Store) -> Stale:
+def hold(lineage: Lineage, recipe: str, store: Store) -> Stale:
     """Hold every result of a run against what its recipe, the text of a YAML file, would come to now.
 
     Sources are read where the recipe names them, code as it is on disk. Each stage is told of the results that the run

@@ -61,6 +61,7 @@ class Watcher:
         self._models: Mapping[str, LoggedModel] = {}
         """All that have been read, by their digests."""
         self._waiting: deque[str] = deque()
+        self._looked_at: set[str] = set()
         self._placed: set[str] = set()
         """Nodes whose bytes have been looked for since everything was read."""
         self._lock = Lock()
@@ -90,8 +91,9 @@ class Watcher:
     def ask(self, runs: Iterable[str]) -> None:
         """Check the results of these runs before others."""
         with self._lock:
+            self._looked_at = set(runs) & set(self._waiting)
             for run in runs:
-                if run in self._waiting:
+                if run in self._looked_at:
                     self._waiting.remove(run)
                     self._waiting.appendleft(run)
 
@@ -160,31 +162,40 @@ class Watcher:
             known = {path: place for path, place in self.marks.places.items() if path not in looked}
             before = {path: why for path, why in self.marks.unseen.items() if path not in looked}
             self._mark(replace(self.marks, places=known | found, unseen=before | unseen))
+        stale, unknown = dict(self.marks.stale), dict(self.marks.unknown)
+
+        def show() -> None:
+            self._mark(replace(self.marks, stale=dict(stale), unknown=dict(unknown)))
+
         while self._waiting and monotonic() < until and not self._ended:
             while (wait := self._asked + STILL - monotonic()) > 0:
                 sleep(wait)
             with self._lock:
                 run = self._waiting.popleft()
             if run in self.index.entries:
-                self._hold(run)
+                self._hold(run, stale, unknown)
+            if run in self._looked_at:
+                self._looked_at.discard(run)
+                if not self._looked_at:  # of the others it is told at the end: what is told has pages drawn anew
+                    show()
+        show()
 
-    def _hold(self, run: str) -> None:
-        from flows.dashboard.staleness import Stale, stale
+    def _hold(self, run: str, stale: dict[str, str], unknown: dict[str, str]) -> None:
+        from flows.dashboard.staleness import Stale, hold
 
         lineage = self.index.entries[run].lineage
         try:
-            found = stale(lineage, recipe_text(self.tracker, run), self.store)
+            found = hold(lineage, recipe_text(self.tracker, run), self.store)
         except BadInput as error:
             found = Stale(unknown=str(error))
         except Exception as error:  # one recipe, of another version or another hand, must not end the round
             found = Stale(unknown=" ".join(f"{type(error).__name__}: {error}".split()))
-        # Runs share results: the newest says whether one is stale.
-        own = [one.path for one in lineage.stages if self.index.nodes[one.path].uses[0].run == run]
-        reasons = {path: why for path, why in self.marks.stale.items() if path not in own}
-        unknown = {path: why for path, why in self.marks.unknown.items() if path not in own}
-        reasons |= {path: found.reasons[path] for path in own if path in found.reasons}
-        unknown |= {path: found.unknown for path in own if found.unknown}
-        self._mark(replace(self.marks, stale=reasons, unknown=unknown))
+        for path in (one.path for one in lineage.stages):
+            if self.index.nodes[path].uses[0].run == run:  # runs share results: the newest says whether one is stale
+                for told, why in ((stale, found.reasons.get(path)), (unknown, found.unknown)):
+                    told.pop(path, None)
+                    if why:
+                        told[path] = why
 
     def _run(self) -> None:
         while not self._ended:

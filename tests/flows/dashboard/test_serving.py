@@ -143,6 +143,6 @@ def test_export_asks_no_hub(few, tmp_path):
     assert "demo/model" in (tmp_path / "page.html").read_text()
 
 
-def test_dashboard_begins_without_torch_which_takes_a_second_to_import():
-    heavy = "import sys, flows.dashboard.serving; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+def test_dashboard_begins_without_torch_and_prefect_which_take_two_seconds_to_import():
+    heavy = "import sys, flows.dashboard.serving; sys.exit(bool({'torch', 'prefect'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", heavy], check=False).returncode == 0
