@@ -11,6 +11,9 @@ from cyclopts.validators import Number
 from flows.team_commands import COMMANDS, Json, StoreFolder
 from moeprune.errors import BadInput
 
+RunId = Annotated[str, Parameter(help="A run's id or its beginning: `moeprune runs list` lists them.")]
+RunOrSweep = Annotated[str, Parameter(help="The id of a run or a sweep, or its beginning.")]
+
 app = App(
     name="moeprune",
     help="""Prune the experts of Mixture-of-Experts language models, and leave a trail.
@@ -251,7 +254,7 @@ def list_(sweep: str | None = None, /, *, limit: int = 20, store: StoreFolder = 
 
 
 @runs_app.command
-def compare(first: str, second: str, /, *, store: StoreFolder = Path(".moeprune")) -> None:
+def compare(first: RunId, second: RunId, /, *, store: StoreFolder = Path(".moeprune")) -> None:
     """Paired differences of the models two runs made, SECOND minus FIRST, and how their recipes and masks differ."""
     from flows import show
     from flows.runs import compare as compare_runs
@@ -260,7 +263,7 @@ def compare(first: str, second: str, /, *, store: StoreFolder = Path(".moeprune"
 
 
 @runs_app.command
-def keep(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
+def keep(run: RunOrSweep, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
     """Have `moeprune gc` leave alone all that RUN needs; of a sweep, all of its runs."""
     from flows.runs import keep as mark
 
@@ -268,7 +271,7 @@ def keep(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json =
 
 
 @runs_app.command
-def unkeep(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
+def unkeep(run: RunOrSweep, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
     """Let `moeprune gc` remove what only RUN needs, if the disk budget demands it."""
     from flows.runs import keep as mark
 
@@ -276,7 +279,7 @@ def unkeep(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json
 
 
 @runs_app.command
-def close(run: str, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
+def close(run: RunOrSweep, /, *, store: StoreFolder = Path(".moeprune"), as_json: Json = False) -> None:
     """Have RUN, or a sweep, be over as KILLED: for one whose machine is gone, as `moeprune gc` waits for it."""
     from flows.runs import close as end
 

@@ -20,7 +20,7 @@ def check_address(url: str) -> None:
 
 
 def check_database(uri: str) -> None:
-    """Raise OSError or SQLAlchemyError if a database cannot be used; of other addresses nothing is asked.
+    """Raise OSError or SQLAlchemyError if a database cannot be used, or nobody listens at a server's address.
 
     MLflow itself tries for minutes to open a database, and cannot be told otherwise.
     """
@@ -29,6 +29,8 @@ def check_database(uri: str) -> None:
     if kind in DATABASE_PORTS:
         socket.create_connection((parts.hostname or "localhost", parts.port or DATABASE_PORTS[kind]), 5).close()
         create_engine(uri).connect().close()
+    elif kind in ("http", "https"):
+        check_address(uri)
     elif kind == "sqlite" and (path := make_url(uri).database):
         folder = Path(path).absolute().parent
         folder.mkdir(parents=True, exist_ok=True)

@@ -113,6 +113,8 @@ def model_view(watcher: Watcher, known: Mapping[str, Model], listed: Sequence[st
     heads = ["model", "kind", "digest", "registered as", "recorded (UTC)", "runs", ""]
     more = f", the newest {MODELS_LISTED} of them shown" if len(listed) > MODELS_LISTED else ""
     said = html.P(f"{len(listed):,} models of the runs that fit{more}.", className="note")
+    if path:
+        said = html.P(f"No run that was read names the model {path}. {said.children}", className="note")
     return [said, plain_table(heads, rows)] if rows else [html.P("No run that fits read or made a model.")]
 
 

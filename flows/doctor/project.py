@@ -35,7 +35,7 @@ def dvc(store: Store) -> Iterator[Finding]:
         yield fail("DVC", f"{project} is not set up", "run `moeprune init`")
         return
     if versioning.changed(project):
-        mend = f"commit it: `git add {versioning.RECORD} && git commit`"
+        mend = f"commit it: `git add {versioning.RECORD} && git commit`; on a machine that only works, leave it"
         yield warn("DVC", f"{versioning.RECORD} lists what is not committed", mend)
     else:
         yield ok("DVC", "set up")

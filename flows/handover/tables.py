@@ -94,9 +94,11 @@ def lineage(facts: Facts) -> str:
     run, stages = made.lineage.run, made.lineage.by_path
     chain = [stages[path] for path in upstream(stages, made.stage.path) if path in stages]
     ordered = [stage for stage in made.lineage.stages if stage in chain]
+    # Its own: results that it found were made by others.
+    flow_run = f", Prefect flow run `{run.tags['flow_run']}`" if "flow_run" in run.tags else ""
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["producer"]["libraries"].items())
     text = (
-        f"Run `{run.id}` of {run.start:%Y-%m-%d} ({code(run.name)}), Prefect flow run `{made.stage.flow_run}`; "
+        f"Run `{run.id}` of {run.start:%Y-%m-%d} ({code(run.name)}){flow_run}; "
         f"{libraries}. "
         "A result's hash is the sha256 over the names and sha256 of its files, its key names what it was made of, and "
         "its commit is that of the project in which it was made."

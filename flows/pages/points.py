@@ -91,8 +91,7 @@ class Pareto:
     """What is gained against what it costs; less of the horizontal value is better.
 
     The points that no other point beats in both make the front: drawn as a line, numbered, and named below the plot.
-    Of points with equal x the best is drawn there, the others
-    to the right of it.
+    Of points with equal x the best is drawn there, the others to the right of it, which the page says.
     """
 
     title: str
@@ -133,6 +132,8 @@ class Pareto:
             })  # fmt: skip
         layout = {"height": 500, "xaxis": axis(self.x_title), "yaxis": axis(self.y_title)}
         head = f"Front, filled marks: {self.x_title}; {self.y_title} [interval]"
+        if len({point.x for point in self.points}) < len(self.points):
+            head += ". Of marks with equal horizontal values the best is in its place, the others are beside it"
         return Drawn(traces, layout, head, list(map(self._told, best)))
 
     def _told(self, point: Point) -> str:
@@ -145,10 +146,12 @@ class Pareto:
         """Where each point is drawn: the best of those with equal x in its place, the others to the right of it."""
         values = sorted({point.x for point in self.points})
         room = min((right - left for left, right in pairwise(values)), default=0.1 * values[0])
+        sign = -1 if self.higher_is_better else 1
         places = {}
         for x in values:
-            own = sorted((point for point in self.points if point.x == x), key=lambda point: point.y)
-            for number, point in enumerate(reversed(own) if self.higher_is_better else own):
+            equal = (point for point in self.points if point.x == x)
+            own = sorted(equal, key=lambda point: sign * point.y)  # of equals the front's first
+            for number, point in enumerate(own):
                 places[point] = x + 0.5 * room * number / len(own)
         return places
 

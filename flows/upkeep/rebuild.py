@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moeprune.errors import BadInput
 from tasks import distill, download, observe, prune
 from tasks.artifacts import Artifact, Runtime, Step, Store, git_state, library_versions
 
@@ -52,7 +53,10 @@ def _runtime(recorded: dict[str, Any], scratch: Path) -> Runtime:
 def source_of(given: Given, repository: Mapping[str, str], store: Store) -> download.Source:
     """Where the base model is to be had now, at the commit that was read if it is on the Hub. Raises BadInput."""
     params = download.DownloadParams(source=given["download.source"], revision=repository.get("commit"))
-    return download.resolve(params, store)
+    try:
+        return download.resolve(params, store)
+    except BadInput as error:
+        raise BadInput(f"{error}; or say with --base where the model is") from error
 
 
 def _download(step: Step, runtime: Runtime, given: Given, store: Store) -> Artifact:

@@ -1,6 +1,7 @@
 """What people see of runs that were restored or verified, and of a store that was cleared; and the JSON of each."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -15,11 +16,13 @@ def restoration(done: Restoration) -> None:
     """Each result and where it came from."""
     table = Table(title=f"run {done.run[:8]}")
     table.add_column("result", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("how", no_wrap=True)
     table.add_column("folder", overflow="fold")
     for result in done.results:
-        table.add_row(result.title, result.how or "not restored", str(result.place))
+        table.add_row(result.title, result.how or "not restored", _short(result.place))
     console.print(table)
+    for error in done.errors:
+        console.print(f"not restored: {error}", highlight=False, soft_wrap=True)
     if done.checkpoint:
         console.print(f"checkpoint, as it was: {done.checkpoint}", highlight=False, soft_wrap=True)
     console.print(f"recipe: {done.recipe}", highlight=False, soft_wrap=True)
@@ -65,6 +68,11 @@ def verification(found: Verification) -> None:
         console.print(_things(found.faults, "not ok", whose=True))
 
 
+def _short(folder: Path) -> str:
+    """A folder of the store whose key is cut, as people need no more of it; programs are told all."""
+    return str(folder.with_name(folder.name[:12]))
+
+
 def _things(things: list[Any], title: str, whose: bool = False) -> Table:
     table = Table(title=title)
     for column in (["run"] if whose else []) + ["where", "what", "state"]:
@@ -107,13 +115,15 @@ def collection(found: Collection) -> None:
         table.add_column("frees", justify="right", no_wrap=True)
         table.add_column("folder", overflow="fold")
         for item in found.items:
-            table.add_row(item.what, f"{item.used:%Y-%m-%d %H:%M}", f"{size(item.bytes)}B", str(found.root / item.path))
+            table.add_row(
+                item.what, f"{item.used:%Y-%m-%d %H:%M}", f"{size(item.bytes)}B", _short(found.root / item.path)
+            )
         console.print(table)
     for reason, held in found.stays.items():
         console.print(f"stays, {reason}: {size(held)}B", highlight=False, soft_wrap=True)
     done = "were" if found.removed else "would be"
     console.print(
-        f"{found.root} held {size(found.held)}B; {len(found.items)} folders, {found.freed} bytes, {done} removed",
+        f"{found.root} held {size(found.held)}B; {len(found.items)} folders, {size(found.freed)}B, {done} removed",
         highlight=False,
         soft_wrap=True,
     )

@@ -171,7 +171,7 @@ class _Checks:
         try:
             source = source_of(given, repository, self.tracker.store)
         except BadInput as error:
-            return "missing", f"{error}; say with --base where the model is"
+            return "missing", str(error)
         if source.folder is None:
             return ("ok", "") if source.commit == repository.get("commit") else ("changed", "give its commit")
         files = open_checkpoint(source.folder).files

@@ -38,7 +38,7 @@ def test_tracker_that_does_not_answer_is_told_of_at_once(words, moeprune, tmp_pa
     started = time.monotonic()
     done = moeprune(*words)
     assert done.status == 2 and f"MLflow at {uri} cannot be used" in done.err
-    assert len(done.err.splitlines()) == 1
+    assert len(done.err.splitlines()) == 1 and "Connection refused" in done.err and len(done.err) < 250
     assert time.monotonic() - started < 30, "MLflow by itself goes on for minutes"
 
 

@@ -63,8 +63,10 @@ def register(app: Dash, watcher: Watcher) -> None:
         if isinstance(ctx.triggered_id, dict):  # buttons that have just been made ask, too
             return (ctx.triggered_id["path"] if any(clicks) else no_update), no_update
         path = (address or "").removeprefix(NODE)
-        if path == address or path not in watcher.index.nodes:
+        if path == address:
             return no_update, no_update
+        if path not in watcher.index.nodes:
+            return path, no_update
         using = [use.run for use in watcher.index.nodes[path].uses]
         return path, (no_update if set(using) & set(chosen) else [*chosen, using[0]])
 
@@ -80,7 +82,8 @@ def register(app: Dash, watcher: Watcher) -> None:
         index = watcher.index
         pressed = [cytoscape.pressed(one["path"] == path) for one in buttons]
         if path is None or path not in index.nodes:
-            return "Choose a node in the graph or in the list.", cytoscape.stylesheet(), pressed
+            said = f"No run that was read names {path}." if path else "Choose a node in the graph or in the list."
+            return said, cytoscape.stylesheet(), pressed
         stages = {one: node.stage for one, node in index.nodes.items()}
         near = list(upstream(stages, path))
         return views.node_view(path, watcher), cytoscape.stylesheet(path, near), pressed

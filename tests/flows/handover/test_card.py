@@ -55,6 +55,15 @@ def written(given: Facts) -> ModelCard:
     return ModelCard(card(given, "owner/smaller"))
 
 
+def test_card_names_the_flow_run_of_its_own_run_and_not_of_who_made_the_checkpoint():
+    given = facts()
+    run = given.made.lineage.run
+    lineage = replace(given.made.lineage, run=replace(run, tags=run.tags | {"flow_run": "its-own"}))
+    own = replace(given, made=replace(given.made, lineage=lineage))
+    assert "Prefect flow run `its-own`" in written(own).text
+    assert "Prefect flow run" not in written(given).text
+
+
 def test_card_of_a_mask_by_weights_alone_says_what_was_not_done():
     text = written(facts(stages=(recorded.stage("score", "s", of="aimer"),))).text
     assert "2 of its 8 routed experts removed (25.0%)" in text and "Each of 2 layers keeps 3 of 4 experts" in text

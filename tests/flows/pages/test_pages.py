@@ -154,6 +154,20 @@ def test_pareto_front_is_the_points_that_no_other_beats(higher: bool):
     assert [(point.x, point.y) for point in found] == sorted(expected)
 
 
+@pytest.mark.parametrize("higher", [False, True])
+def test_pareto_front_is_drawn_in_its_place_whoever_is_as_good(higher: bool):
+    points = [Point(name, "all", x, y) for name in ("first", "again") for x, y in ((10, 0.1), (20, 0.1), (20, 0.5))]
+    pareto = replace(FRONT, points=points, higher_is_better=higher)
+    (_, marks) = pareto.drawn().traces
+    placed = dict(zip([(one[0], *at) for one, at in zip(marks["customdata"], zip(marks["x"], marks["y"], strict=True),
+                                                         strict=True)], marks["text"], strict=True))  # fmt: skip
+    best = front(points, higher)
+    assert {name: number for name, number in placed.items() if number} == {
+        (point.name, point.x, point.y): str(number) for number, point in enumerate(best, 1)
+    }
+    assert "beside it" in pareto.html("plot")
+
+
 def test_pareto_names_its_front_and_counts_who_cannot_be_told_from_it():
     points = [Point("best", "a", 10, 0.1, 0.0, 0.2), Point("near", "a", 10, 0.15, 0.1, 0.3),
               Point("clear", "a", 10, 0.5, 0.4, 0.6), Point("dearer", "b", 20, 0.12, 0.0, 0.2)]  # fmt: skip

@@ -77,6 +77,14 @@ def test_restore_everything_is_verified_and_twice_does_nothing(cloned, moeprune)
     assert walk(recipe, preflight(recipe, store, cloned.clone), store).done(store)
 
 
+def test_restore_of_a_base_that_moved_says_why_each_result_is_not_there(cloned, moeprune):
+    shutil.move(cloned.clone / "model", cloned.clone / "moved")
+    answer = moeprune("restore", cloned.run[:8])
+    assert answer.status == 1 and "or say with --base where the model is" in answer.err
+    assert answer.out.count("not restored: ") == 2, "prune, which needs it, is told of as well"
+    assert moeprune("restore", cloned.run[:8], "--base", "moved").status == 0
+
+
 def test_restore_from_another_base_says_so_and_leaves_nothing(cloned, moeprune):
     shutil.rmtree(cloned.clone / "model")
     sample.write_model(cloned.clone / "model", seed=1)
