@@ -23,9 +23,8 @@ from tasks.hub_refusals import HubUnavailable
 from tasks.identity import key_of
 from tasks.lineage import recipe_text
 from tasks.progress import progress
+from tasks.tracked import RECIPE
 from tasks.tracking import Tracker, open_tracker
-
-RECIPE = "recipe.yaml"
 
 Manifest = Mapping[str, Any]
 

@@ -38,7 +38,7 @@ class MadeModel:
     @property
     def folder(self) -> Path:
         """Where its files lie, if the store has them."""
-        return self.store.root / self.stage.path
+        return self.store.place(self.stage.path)
 
     @property
     def kind(self) -> str:
@@ -121,7 +121,7 @@ def _manifest_of(made: MadeModel) -> dict[str, Any]:
     if not made.store.touch(Artifact(stage=made.stage.stage, key=made.stage.key, digest=made.stage.digest)):
         raise BadInput(f"run {made.run[:8]}: its checkpoint {made.folder} is not in the store: {remedy}")
     if fault := made.store.fault(made.folder):
-        raise BadInput(f"run {made.run[:8]}: {made.folder}: {fault}: remove that folder, then {remedy}")
+        raise BadInput(f"run {made.run[:8]}: {made.folder}: {fault}: {remedy}")
     content: dict[str, Any] = json.loads((made.folder / MANIFEST).read_text())
     if content["digest"] != made.stage.digest:
         raise BadInput(f"run {made.run[:8]}: {made.folder} is another checkpoint: remove that folder, then {remedy}")
