@@ -23,7 +23,7 @@ FIRST = 30
 AGAIN = 10.0
 """Seconds between looks for new runs."""
 STILL = 0.2
-"""Seconds without a request after which checking goes on: pages are answered first."""
+"""Seconds that checking waits after a request: pages are answered first."""
 WHOLE = 600.0
 """Seconds after which everything is read and checked again: tags, code, sources and files may have changed."""
 OPEN = timedelta(days=2)
@@ -168,8 +168,7 @@ class Watcher:
             self._mark(replace(self.marks, stale=dict(stale), unknown=dict(unknown)))
 
         while self._waiting and monotonic() < until and not self._ended:
-            while (wait := self._asked + STILL - monotonic()) > 0:
-                sleep(wait)
+            sleep(max(0.0, self._asked + STILL - monotonic()))
             with self._lock:
                 run = self._waiting.popleft()
             if run in self.index.entries:
