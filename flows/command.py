@@ -2,6 +2,8 @@
 
 import json
 import sys
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +26,7 @@ app = App(
     """,
     help_format="markdown",
     suppress_keyboard_interrupt=False,
-    version_flags=[],
+    version=partial(version, "moeprune"),
 )
 runs_app = App(
     name="runs", help="List runs, compare two of them, say which gc must leave alone, close those that died."

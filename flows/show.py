@@ -189,6 +189,9 @@ def plan(result: Plan) -> None:
     for stage in result.stages:
         table.add_row(stage.step.title, stage.state, stage.why, (stage.step.key or "")[:12])
     console.print(table)
+    if all(stage.state == "hit" for stage in result.stages):
+        console.print("all of it is in the store: nothing would be done again")
+        return
     if result.fetched:
         console.print(f"{size(result.fetched)}B would be fetched from the Hub")
     if result.disk is None or result.memory is None:

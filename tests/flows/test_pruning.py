@@ -256,6 +256,8 @@ def test_plan_of_a_first_run_says_what_is_unknown_until_when_and_runs_nothing(pr
 def test_plan_of_a_done_run_is_all_hits(done, moeprune):
     found = planned(moeprune, "params/whole.yaml")
     assert {state for state, _ in found.values()} == {"hit"} and len(found) == 10
+    out = moeprune("plan", "params/whole.yaml").out
+    assert "nothing would be done again" in out and "would be written" not in out
 
 
 def test_plan_says_what_has_changed(done, moeprune):
@@ -268,7 +270,7 @@ def test_plan_says_what_has_changed(done, moeprune):
 
 
 def test_plan_tells_disk_and_memory(done, moeprune):
-    out = moeprune("plan", "params/quick.yaml").out
+    out = moeprune("plan", "params/quick.yaml", "--set", "score.criterion=frequency").out
     stored = sum(path.stat().st_size for path in (done / "model").glob("*.safetensors"))
     kept = sum(path.stat().st_size for path in (done / ".moeprune/prune").glob("*/*.safetensors"))
     disk, memory = (
