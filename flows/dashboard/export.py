@@ -117,7 +117,7 @@ def _runs(entries: Sequence[Entry]) -> Part:
     ]  # fmt: skip
     columns = [
         Column("began (UTC)"), Column("run"), Column("criterion"), Column("removed or kept"), Column("corpora"),
-        Column("change of the first measure", "+.3f"), Column("memory (MB)", ".4g"), Column("state"),
+        Column("change of the first measure", "+.3f"), Column("memory (MB)", ",.1f"), Column("state"),
     ]  # fmt: skip
     return Table("All runs, newest first", columns, rows, "runs.csv")
 

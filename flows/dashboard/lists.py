@@ -87,7 +87,7 @@ def _row(entry: Entry, chosen: bool, marks: Marks) -> list[Any]:
         entry.budget,
         ", ".join(entry.corpora),
         _change(entry),
-        "" if size is None else f"{size:.4g}",
+        "" if size is None else f"{size:,.1f}",
         run.status.lower(),
         html.Span(marks_of(entry, marks), id={"type": "marks", "run": entry.id}),
     ]

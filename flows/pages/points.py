@@ -127,7 +127,7 @@ class Pareto:
                            "color": colour},
                 "error_y": error_bars([(point.y, point.low, point.high) for point in own], colour),
                 "customdata": [[escape(point.name), point.x] for point in own],
-                "hovertemplate": "%{customdata[0]}<br>%{customdata[1]:.4g}; %{y:.3f}"
+                "hovertemplate": "%{customdata[0]}<br>%{customdata[1]:,.1f}; %{y:.3f}"
                                  f"<extra>{escape(group)}</extra>",
             })  # fmt: skip
         layout = {"height": 500, "xaxis": axis(self.x_title), "yaxis": axis(self.y_title)}
@@ -139,7 +139,7 @@ class Pareto:
     def _told(self, point: Point) -> str:
         """A point of the front, and how many others might stand in its place."""
         near = sum(other is not point and other.x <= point.x and _overlap(other, point) for other in self.points)
-        text = f"{point.name}, {point.group}: {point.x:.4g}; {point.y:+.3f}{between(point.low, point.high)}"
+        text = f"{point.name}, {point.group}: {point.x:,.1f}; {point.y:+.3f}{between(point.low, point.high)}"
         return text + (f"; of the others that cost no more {near} overlap with its bar" if near else "")
 
     def _places(self) -> dict[Point, float]:

@@ -30,12 +30,17 @@ class Column:
 
 
 def written(cell: Cell, column: Column) -> str:
-    """A cell's text."""
+    """A cell's text. A number of more figures than its digits hold is written whole: 13,840, not 1.384e+04."""
     if cell is None or isinstance(cell, str):
         return cell or ""
     measured = cell if isinstance(cell, Measured) else Measured(cell)
-    spread = "" if measured.spread is None else f" ± {format(measured.spread, column.digits.lstrip('+'))}"
-    return f"{format(measured.value, column.digits)}{spread} {measured.remark}".rstrip()
+    spread = "" if measured.spread is None else f" ± {_figures(measured.spread, column.digits.lstrip('+'))}"
+    return f"{_figures(measured.value, column.digits)}{spread} {measured.remark}".rstrip()
+
+
+def _figures(value: float, digits: str) -> str:
+    text = format(value, digits)
+    return format(value, ",.0f") if "e+0" in text else text
 
 
 @dataclass(frozen=True)

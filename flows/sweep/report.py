@@ -129,8 +129,8 @@ def _table(methods: list[Method], measures: list[Measure], name: str) -> Table:
         Column("removed"),
         Column("method"),
         *(Column(f"Δ {SHORT[measure.what]} {measure.of}", "+.3f") for measure in single),
-        Column("weights (MB)", ".1f"),
-        Column("peak (MB)", ".1f"),
+        Column("weights (MB)", ",.1f"),
+        Column("peak (MB)", ",.1f"),
         Column("seconds", ".1f"),
     ]
     rows = [

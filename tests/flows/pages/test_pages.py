@@ -30,6 +30,7 @@ from flows.pages import (
     Table,
 )  # fmt: skip
 from flows.pages.points import front
+from flows.pages.table import written
 
 LONG = "reconstruction form=progressive tokens=2048"
 NAMES = ["reap", "gate_weighted_ean", "expert_weight_norm", "frequency", LONG]
@@ -173,7 +174,7 @@ def test_pareto_names_its_front_and_counts_who_cannot_be_told_from_it():
               Point("clear", "a", 10, 0.5, 0.4, 0.6), Point("dearer", "b", 20, 0.12, 0.0, 0.2)]  # fmt: skip
     html = replace(FRONT, points=points).html("plot")
     listed = re.findall(r"<li>(.*?)</li>", html)
-    assert listed == ["best, a: 10; +0.100 [+0.000, +0.200]; of the others that cost no more 1 overlap with its bar"]
+    assert listed == ["best, a: 10.0; +0.100 [+0.000, +0.200]; of the others that cost no more 1 overlap with its bar"]
 
 
 def test_browser_draws_every_plot_without_errors_or_requests(window, page):
@@ -233,6 +234,13 @@ def test_table_sorts_by_click_and_by_keyboard_with_empty_cells_last(window, page
     method.click()
     assert first_column(window) == [three, two, one], "by letters, marks left out of account"
     assert window.messages() == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(26.794, "26.79"), (13840.6, "13,841"), (1_342_050.0, "1,342,050"), (2e-07, "2e-07")]
+)
+def test_table_number_of_many_figures_is_written_whole(value: float, text: str):
+    assert written(value, Column("memory (MB)", ".4g")) == text
 
 
 def test_table_csv_holds_the_rows_as_shown_with_unrounded_numbers(window, page):
