@@ -15,7 +15,7 @@ LOOKS = {
     "base model": ("hexagon", BLACK),
     "corpus": ("tag", BLUE),
     "statistics": ("ellipse", SKY),
-    "scores": ("diamond", ORANGE),
+    "scores": ("concave-hexagon", ORANGE),
     "mask": ("rhomboid", PURPLE),
     "resampled mask": ("rhomboid", PURPLE),
     "pruned model": ("round-rectangle", VERMILION),

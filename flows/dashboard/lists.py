@@ -68,7 +68,7 @@ def turning(found: int, number: int, chosen: int) -> list[Any]:
 def table(entries: Sequence[Entry], chosen: Sequence[str], marks: Marks) -> Any:
     """Runs with a box to choose each by."""
     heads = ["", "began (UTC)", "run", "criterion", "removed or kept", "corpora", "change", "MB", "state", "marks"]
-    kinds = [""] * 6 + ["number", "number", "", ""]
+    kinds = ["", "date", *[""] * 4, "number", "number", "", ""]
     return plain_table(heads, [_row(one, one.id in chosen, marks) for one in entries], kinds)
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from math import floor, log10
 
 MANY = 8
 """Tables of more columns are printed on a page turned sideways."""
@@ -30,12 +31,18 @@ class Column:
 
 
 def written(cell: Cell, column: Column) -> str:
-    """A cell's text. A number of more figures than its digits hold is written whole: 13,840, not 1.384e+04."""
+    """A cell's text.
+
+    Where a column asks for a number of figures (`.4g`), a value has no more places than the two leading figures of its
+    spread, and one of more figures is written whole: 13,840, not 1.384e+04.
+    """
     if cell is None or isinstance(cell, str):
         return cell or ""
-    measured = cell if isinstance(cell, Measured) else Measured(cell)
-    spread = "" if measured.spread is None else f" ± {_figures(measured.spread, column.digits.lstrip('+'))}"
-    return f"{_figures(measured.value, column.digits)}{spread} {measured.remark}".rstrip()
+    measured, digits = cell if isinstance(cell, Measured) else Measured(cell), column.digits
+    if measured.spread and digits.endswith("g"):
+        digits = f",.{max(0, 1 - floor(log10(measured.spread)))}f"
+    spread = "" if measured.spread is None else f" ± {_figures(measured.spread, digits.lstrip('+'))}"
+    return f"{_figures(measured.value, digits)}{spread} {measured.remark}".rstrip()
 
 
 def _figures(value: float, digits: str) -> str:
