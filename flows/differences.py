@@ -9,8 +9,6 @@ from typing import Any
 from tasks.comparison import REPORT
 from tasks.suites import TASKS
 
-Z = 1.96
-"""Standard errors from the middle of a 95% interval to its ends."""
 PERPLEXITY = "log_perplexity/"
 """How the names of differences of perplexity begin; the other headline metrics are accuracies, where more is better."""
 ACCURACIES = ("acc", "acc_norm", r"exact_match\w*", r"pass_at_1\w*")
@@ -55,8 +53,3 @@ def pooled(report: Path) -> dict[str, list[str]]:
 def label(name: str) -> str:
     """The corpus or task of a headline metric; with the metric where that is not plain accuracy."""
     return name.removeprefix(PERPLEXITY).removesuffix("/acc")
-
-
-def half_width(metric: Mapping[str, Any]) -> float | None:
-    """From a difference to the ends of its 95% interval; None where no error was measured."""
-    return None if metric["stderr"] is None else Z * float(metric["stderr"])

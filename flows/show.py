@@ -15,6 +15,7 @@ from flows.planning import Plan
 from flows.recipe import Recipe
 from flows.runs import Comparison
 from moeprune.catalogue import Entry
+from moeprune.quantiles import half_width
 from tasks import versioning
 from tasks.artifacts import Store
 from tasks.benchmarks import location, present
@@ -260,14 +261,9 @@ def comparison(found: Comparison) -> None:
     for column in ("metric", "difference", "95% interval"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, metric in found.metrics.items():
-        spread = 1.96 * (metric["stderr"] or 0)
-        table.add_row(
-            name,
-            number(metric, 4),
-            f"{metric['value'] - spread:+.4f} to {metric['value'] + spread:+.4f}"
-            if metric["stderr"] is not None
-            else "",
-        )
+        half = half_width(metric["stderr"], metric["n"])
+        ends = "" if half is None else f"{metric['value'] - half:+.4f} to {metric['value'] + half:+.4f}"
+        table.add_row(name, number(metric, 4), ends)
     console.print(table)
     for key, (first, second) in found.params.items():
         console.print(f"{key}: {first} -> {second}", highlight=False)

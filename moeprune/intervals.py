@@ -6,11 +6,12 @@ by a quantile of Student's t in place of the normal one (Hesterberg 2015, The Am
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+
+from moeprune.quantiles import t_quantile
 
 
 @dataclass(frozen=True)
@@ -99,24 +100,3 @@ def _quantile(ordered: Float64[Tensor, "*scores R"], at: Float64[Tensor, "*score
     first = position.floor().long()
     pair = [ordered.gather(-1, index[..., None])[..., 0] for index in (first, (first + 1).clamp_max(last))]
     return torch.where(pair[0] == pair[1], pair[0], pair[0].lerp(pair[1], position - first))
-
-
-def normal_quantile(level: float) -> float:
-    """The z for which a standard normal variable lies in [-z, z] with probability `level`."""
-    return NormalDist().inv_cdf((1 + level) / 2)
-
-
-def t_quantile(level: float, degrees: int) -> float:
-    """The t for which Student's t lies in [-t, t] with probability `level`.
-
-    By the expansion in 1 / degrees of Abramowitz & Stegun (1964), 26.7.5: within 0.1% from 5 degrees of freedom on at
-    levels up to 0.95.
-    """
-    z, n = normal_quantile(level), degrees
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / n**power for power, term in enumerate(terms, 1))

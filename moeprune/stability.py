@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float64, Int16
 from torch import Tensor
 
-from moeprune.intervals import Interval, normal_quantile
+from moeprune.intervals import Interval
+from moeprune.quantiles import normal_quantile
 from moeprune.routing import Routing
 
 SHIFTS = 4

@@ -13,11 +13,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from moeprune.errors import BadInput
+from moeprune.quantiles import half_width
 from tasks.artifacts import Params
 from tasks.suites import average, headlines
-
-FEWEST = 6
-"""Pairs that an interval needs: with fewer, Student's t is not known well enough."""
 
 OF_CORPORA = ("perplexity", "log_perplexity", "bits_per_byte")
 """Our measures of corpora, whose fall is no loss."""
@@ -125,11 +123,8 @@ def judge(rules: PromoteParams, differences: Metrics, less_is_better: Container[
 
 def _end(loss: Difference, level: float) -> float | None:
     """The upper end of a loss' interval."""
-    from moeprune.intervals import t_quantile
-
-    if loss.stderr is None or loss.n < FEWEST:
-        return None
-    return loss.value + t_quantile(level, loss.n - 1) * loss.stderr
+    half = half_width(loss.stderr, loss.n, level)
+    return None if half is None else loss.value + half
 
 
 def _careful(differences: Metrics, name: str) -> Difference:

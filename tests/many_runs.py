@@ -70,7 +70,7 @@ def _record(tracker: Tracker, path: Path, criterion: str, ratio: float) -> str:
     tags = {"method": recipe.method}
     draw = random.Random(f"{criterion} {ratio}")
     with tracker.run("synthetic", recipe.model_dump(mode="json"), tags, to_yaml(recipe)) as run:
-        titles = {}
+        titles, children = {}, {}
         for stage, of, inputs in _stages(recipe):
             title = f"{stage} {of}".strip()
             named = (criterion, ratio) if title in OWN else ()
@@ -78,11 +78,11 @@ def _record(tracker: Tracker, path: Path, criterion: str, ratio: float) -> str:
             titles[title] = manifest
             folder = _keep(tracker.store, manifest)
             small = [folder / name for name in (MANIFEST, "mask.json") if (folder / name).is_file()]
-            child = run.log_stage(title, stage, of, manifest, "miss", small)
+            child = children[title] = run.log_stage(title, stage, of, manifest, "miss", small)
             if stage in ("calibrate", "mask"):
                 run.log_version(child, hashlib.md5(manifest["key"].encode()).hexdigest())
-        run.log_metrics(_measured(random.Random("base"), 0.0), "base")
-        run.log_metrics(_measured(draw, ratio), "pruned")
+        run.log_metrics(_measured(random.Random("base"), 0.0), "base", children["evaluate base"])
+        run.log_metrics(_measured(draw, ratio), "pruned", children["evaluate pruned"])
         run.log_metrics(_changed(draw, ratio), "delta")
         for of, left in (("base", 1.0), ("pruned", 1 - 0.8 * ratio)):
             run.log_metrics({"memory/weights": {"value": 1e8 * left}}, of)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from flows.audit.consequence import Consequence, MeasuredMask, by_kind, mean_perplexity
-from flows.differences import half_width, label
+from flows.differences import label
 from flows.pages import Column, Interval, Intervals, Measured, Part, Table
 from flows.pages.table import Cell
 from flows.sweep.grid import percent
+from moeprune.quantiles import half_width
 
 
 def damage(found: Consequence, name: str) -> list[Part]:
@@ -45,9 +46,9 @@ def damage(found: Consequence, name: str) -> list[Part]:
 
 
 def _cell(mask: MeasuredMask, key: str) -> Measured:
-    """A difference with its 95% interval, if its error is known: a single document has none."""
+    """A difference with its 95% interval, if it has one: few documents have none."""
     metric = mask.damage[key]
-    return Measured(metric["value"], half_width(metric))
+    return Measured(metric["value"], half_width(metric["stderr"], metric["n"]))
 
 
 def side_by_side(consequences: Sequence[Consequence]) -> Table:

@@ -23,13 +23,12 @@ from flows.pages.table import Cell
 from flows.runs import compare as paired
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
+from moeprune.quantiles import half_width
 from tasks.artifacts import Store
 from tasks.tracking import Tracker
 
-Z = 1.96
-"""Standard errors from the middle of a 95% interval to its ends."""
 MB = 1e6
-ERROR, MEMORY = "_stderr", "memory"
+ERROR, COUNT, MEMORY = "_stderr", "_n", "memory"
 MANY = 12
 """Runs whose differences can be told apart in one plot."""
 POINTS = 300
@@ -56,7 +55,15 @@ def measured(entry: Entry, name: str) -> Measured | None:
     if name not in metrics:
         return None
     error = metrics.get(name + ERROR)
-    return Measured(metrics[name], None if error is None else Z * error)
+    return Measured(metrics[name], half_width(error, _pairs(entry, name)))
+
+
+def _pairs(entry: Entry, name: str) -> int:
+    """How many documents or questions a metric rests on: the stage that evaluated the model has it on record."""
+    of, _, measure = name.partition("/")
+    stage = entry.lineage.find("evaluate", entry.final if f"{of}/" == delta(entry) else of)
+    known = stage.metrics if stage else {}
+    return int(known.get(measure + COUNT, known.get(measure.removeprefix("log_") + COUNT, 0)))
 
 
 def weights(entry: Entry, of: str) -> float | None:
@@ -158,7 +165,7 @@ def _paired(entries: Sequence[Entry], store: Store) -> list[Part]:
     except (BadInput, OSError) as error:  # a store that has lost files says so in other ways, too
         return [Paragraph(" ".join(str(error).split()))]
     rows: list[list[Cell]] = [
-        [name, Measured(one["value"], None if one.get("stderr") is None else Z * one["stderr"]), one.get("n")]
+        [name, Measured(one["value"], half_width(one["stderr"], one["n"])), one["n"]]
         for name, one in found.metrics.items()
     ]
     calls = named(entries)

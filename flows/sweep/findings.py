@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import hypot
 from statistics import mean, stdev
 
-from flows.differences import PERPLEXITY, half_width, label
+from flows.differences import PERPLEXITY, label
 from flows.pages.table import Measured
 from flows.sweep.rows import Row
+from moeprune.quantiles import half_width
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def estimate(row: Row, measure: Measure) -> Estimate | None:
     if not row.delta.keys() >= set(measure.names):
         return None
     found = [row.delta[name] for name in measure.names]
-    value, halves = mean(one["value"] for one in found), [half_width(one) for one in found]
+    value, halves = mean(one["value"] for one in found), [half_width(one["stderr"], one["n"]) for one in found]
     known = [half for half in halves if half is not None]
     if len(known) < len(halves):
         return Estimate(value, None, None)

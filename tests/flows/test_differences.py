@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.differences import half_width, headline, label, pooled
+from flows.differences import headline, label, pooled
 from tasks.comparison import REPORT
 
 
@@ -52,13 +52,6 @@ def test_label_names_the_metric_where_it_is_not_plain_accuracy():
     assert [label(name) for name in ("log_perplexity/law", "quiz/acc", "arc_easy/acc_norm")] == [
         "law", "quiz", "arc_easy/acc_norm",
     ]  # fmt: skip
-
-
-def test_half_width_is_that_of_a_normal_interval():
-    from scipy.stats import norm
-
-    assert half_width({"stderr": 2.0}) == pytest.approx(2 * norm.ppf(0.975), rel=1e-4)
-    assert half_width({"stderr": None}) is None
 
 
 def test_pooled_is_read_from_a_report(tmp_path: Path):

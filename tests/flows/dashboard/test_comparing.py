@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from recorded import lineage, stage
+from scipy.stats import t
 
 from flows.dashboard import comparing
 from flows.dashboard.index import Entry
@@ -23,9 +24,19 @@ FIRST = {
 SECOND = FIRST | {"pruned/acc": 0.3, "pruned/memory/weights": 2e6}
 
 
+def approx(value: float) -> object:
+    """But for the error of an expansion of Student's quantile."""
+    return pytest.approx(value, rel=1e-3)
+
+
 def entry(run: str, metrics: dict[str, float], ratio: str = "0.25", mask: str = "m") -> Entry:
     params = {"mask.ratio": ratio, "download.source": "model", "score.criterion": "reap"}
-    return Entry(lineage(run, stage("mask", mask), params=params, metrics=metrics, method="reap"))
+    stages = (
+        stage("mask", mask),
+        stage("evaluate", "b", "base", metrics={"acc_n": 6}),
+        stage("evaluate", f"of {mask}", "pruned", metrics={"acc_n": 9, "perplexity/wiki_n": 13, "q/acc_n": 30}),
+    )
+    return Entry(lineage(run, *stages, params=params, metrics=metrics, method="reap"))
 
 
 @pytest.fixture
@@ -33,11 +44,18 @@ def pair() -> list[Entry]:
     return [entry("a" * 32, FIRST), entry("b" * 32, SECOND, "0.5", "n")]
 
 
-def test_measured_interval_is_1_96_standard_errors_wide_to_each_side():
-    found = comparing.measured(entry("a", FIRST), "pruned/acc")
-    assert found == Measured(0.4, pytest.approx(0.0392))
-    assert comparing.measured(entry("a", FIRST), "pruned/perplexity/wiki") == Measured(20.0, None)
-    assert comparing.measured(entry("a", FIRST), "pruned/nothing") is None
+def test_measured_interval_is_students_of_as_many_documents_or_questions_as_were_evaluated():
+    one = entry("a", FIRST)
+    assert comparing.measured(one, "base/acc") == Measured(0.5, approx(0.01 * t.ppf(0.975, 5)))
+    assert comparing.measured(one, "pruned/acc") == Measured(0.4, approx(0.02 * t.ppf(0.975, 8)))
+    assert comparing.measured(one, "delta/log_perplexity/wiki") == Measured(0.25, approx(0.05 * t.ppf(0.975, 12)))
+    assert comparing.measured(one, "delta/q/acc") == Measured(-0.1, approx(0.02 * t.ppf(0.975, 29)))
+    assert comparing.measured(one, "pruned/perplexity/wiki") == Measured(20.0, None)
+    assert comparing.measured(one, "pruned/nothing") is None
+
+
+def test_measured_without_a_known_number_of_questions_has_no_interval():
+    assert comparing.measured(Entry(lineage("a", metrics=FIRST)), "pruned/acc") == Measured(0.4, None)
 
 
 def test_measures_are_named_without_errors_and_memory_accuracies_first(pair):
@@ -48,9 +66,9 @@ def test_pareto_points_are_models_by_memory_and_the_base_once(pair):
     (plot,) = comparing.pareto(pair, "acc")
     assert isinstance(plot, Pareto) and plot.higher_is_better
     assert sorted((point.x, point.y, point.low, point.high) for point in plot.points) == [
-        (2.0, 0.3, pytest.approx(0.2608), pytest.approx(0.3392)),
-        (3.0, 0.4, pytest.approx(0.3608), pytest.approx(0.4392)),
-        (4.0, 0.5, pytest.approx(0.4804), pytest.approx(0.5196)),
+        (2.0, 0.3, approx(0.3 - 0.02 * 2.306), approx(0.3 + 0.02 * 2.306)),  # t of 8 degrees of freedom
+        (3.0, 0.4, approx(0.4 - 0.02 * 2.306), approx(0.4 + 0.02 * 2.306)),
+        (4.0, 0.5, approx(0.5 - 0.01 * 2.571), approx(0.5 + 0.01 * 2.571)),  # of 5
     ]
     (worse,) = comparing.pareto(pair, "perplexity/wiki")
     assert isinstance(worse, Pareto) and not worse.higher_is_better
@@ -82,7 +100,12 @@ def test_comparison_changes_by_domain_have_their_unit_and_interval(pair, tmp_pat
         comparing.comparison(pair, "acc", Tracker(Store(tmp_path))), "Change by domain"
     ).parts
     (one, _) = perplexity.values
-    assert (one.row, one.value, one.low, one.high) == ("wiki", 0.25, pytest.approx(0.152), pytest.approx(0.348))
+    assert (one.row, one.value, one.low, one.high) == (
+        "wiki",
+        0.25,
+        approx(0.25 - 0.05 * 2.179),
+        approx(0.25 + 0.05 * 2.179),
+    )
     assert accuracy.values[0].row == "q" and accuracy.values[0].value == -0.1
 
 
