@@ -43,7 +43,10 @@ def serve(
     *,
     limit: Annotated[int, Parameter(validator=Number(gte=1), help="Run so many flows at once.")] = 1,
 ) -> None:
-    """Deploy, then run what the schedules and forms ask for in this folder, until interrupted."""
+    """Deploy, then run what the schedules and forms ask for in this folder, until interrupted.
+
+    It needs a Prefect server (PREFECT_API_URL) and a prefect.yaml. Interrupting it kills what it is running.
+    """
     from flows.deployment import show
     from flows.deployment.deploy import deploy as register
     from flows.deployment.work import work

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # importing it takes a second
 P = ParamSpec("P")
 R = TypeVar("R")
 MANIFEST = "manifest.json"
-LIBRARIES = ("torch", "transformers", "safetensors", "prefect", "mlflow", "dvc", "lm-eval")
+LIBRARIES = ("moeprune", "torch", "transformers", "safetensors", "prefect", "mlflow", "dvc", "lm-eval")
 
 
 class Params(BaseModel):

@@ -22,7 +22,7 @@ class HarnessParams(Params):
     tasks: tuple[str, ...] = ()
     """Words of suites (docs/suites.md), lm-eval's names, or paths of local YAML."""
     data: str = Field("hub", pattern="^(hub|local)$")
-    """Where lm-eval's tasks have their data from; local are the files that `python -m tasks.benchmarks` fetches."""
+    """Where lm-eval's tasks have their data from; local are the files that `moeprune suites --fetch` gets."""
     sequence_length: int = Field(256, gt=1)
     """Longest input, in tokens."""
     num_fewshot: int = Field(0, ge=0)

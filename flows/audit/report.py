@@ -31,8 +31,8 @@ RANGE = (-0.1, 1.05)
 """Of axes: agreements are rarely much below chance."""
 
 
-def page_of(findings: Findings, consequences: Sequence[Consequence], name: str, command: str) -> Page:
-    """The page of an audit; `command` is how it was made, for the reader."""
+def page_of(findings: Findings, consequences: Sequence[Consequence], name: str) -> Page:
+    """The page of an audit of this name."""
     data = ", ".join(f"{corpus} ({one['tokens']:,} tokens in {one['chunks']} chunks)" for corpus, one in
                      findings.content["data"].items())  # fmt: skip
     params = findings.content["params"]
@@ -51,7 +51,9 @@ def page_of(findings: Findings, consequences: Sequence[Consequence], name: str, 
         ]),
     ]  # fmt: skip
     combined = f", combined by {params['combine']}" if len(findings.corpora) > 1 else ""
-    note = f"Made by `{command}` from {data}{combined}, with {params['resamples']:,} bootstrap resamples of chunks."
+    note = (
+        f"Made by `moeprune audit` from {data}{combined}, with {params['resamples']:,} bootstrap resamples of chunks."
+    )
     return Page(f"Audit: {name}", in_words(findings, consequences), [one for one in sections if one.parts], note)
 
 

@@ -37,7 +37,7 @@ def report(entry: Entry, tracker: Tracker) -> str:
         raise BadInput(
             f"audit {run.id[:8]}: neither the tracker has its {REPORT} nor the store {stage.path}: run its recipe again"
         )
-    return page_of(read_findings(there), [], run.name, f"moeprune audit {run.name}.yaml").html()
+    return page_of(read_findings(there), [], run.name).html()
 
 
 def overview(entries: Sequence[Entry]) -> Part:

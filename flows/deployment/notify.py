@@ -4,7 +4,7 @@ import json
 import os
 from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -26,6 +26,7 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
         return
     facts = {
         "flow": flow.name,
+        "recipe": flow_run.parameters.get("name"),
         "run": flow_run.name,
         "id": str(flow_run.id),
         "deployment": str(flow_run.deployment_id) if flow_run.deployment_id else None,
@@ -33,7 +34,8 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
         "message": state.message,
         "url": _page(flow_run.id),
     }
-    text = f"{flow.name} '{flow_run.name}' {state.name.lower()}: {state.message}"
+    what = f"{flow.name} of {facts['recipe']}" if facts["recipe"] else flow.name
+    text = f"{what} '{flow_run.name}' {state.name.lower()}: {state.message}"
     if facts["url"]:
         text += f"\n{facts['url']}"
     body = json.dumps({"text": text, **facts}).encode()
@@ -43,6 +45,9 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
         urlopen(Request(address, body, {"Content-Type": "application/json"}), timeout=PATIENCE).close()
     except HTTPError as error:
         raise OSError(f"{URL}: nobody is told: its server answers {error.code}") from None
+    except URLError as error:
+        why = error.reason.strerror if isinstance(error.reason, OSError) else None
+        raise OSError(f"{URL}: nobody is told: its server cannot be reached ({why or type(error).__name__})") from None
     except (OSError, ValueError, HTTPException) as error:
         raise OSError(f"{URL}: nobody is told: {type(error).__name__}: check that it is an http address") from None
 

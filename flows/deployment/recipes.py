@@ -16,6 +16,9 @@ from moeprune.errors import BadInput
 
 FILE = Path("prefect.yaml")
 READ = f"{__name__}.read"
+FLOWS = {"prune": "flows.pruning.prune_model", "audit": "flows.audit.flow.audit_model",
+         "sweep": "flows.sweep.flow.prune_models"}  # fmt: skip
+"""By which entrypoint each kind of recipe is run."""
 
 
 def read(recipe: str) -> dict[str, Any]:
@@ -53,8 +56,8 @@ class Wanted:
     @property
     def limit(self) -> int | None:
         """How many of its runs may be under way at once."""
-        given = self.entry.get("concurrency_limit")
-        return given.get("limit") if isinstance(given, dict) else given
+        limit: int | None = _limit(self.entry)
+        return limit
 
 
 def read_file() -> list[Wanted]:
@@ -71,15 +74,18 @@ def read_file() -> list[Wanted]:
     names = [entry.get("name") for entry in entries]
     if len(set(names)) < len(names):
         raise BadInput(f"{FILE}: two deployments have the same name: give each its own")
-    return [_wanted(entry, content) for entry in entries]
+    return [_wanted(entry, content, number) for number, entry in enumerate(entries, 1)]
 
 
-def _wanted(entry: dict[str, Any], content: dict[str, Any]) -> Wanted:
-    where = f"{FILE}: deployment '{entry.get('name')}'"
+def _wanted(entry: dict[str, Any], content: dict[str, Any], number: int) -> Wanted:
+    where = f"{FILE}: deployment {repr(entry['name']) if entry.get('name') else f'number {number}'}"
     needed = {key: entry.get(key) for key in ("name", "entrypoint")}
     needed["work_pool.name"] = (entry.get("work_pool") or {}).get("name")
     if missing := [key for key, value in needed.items() if not value]:
         raise BadInput(f"{where}: {missing[0]} is missing, see docs/schedules.md")
+    limit = _limit(entry)
+    if limit is not None and not (isinstance(limit, int) and limit >= 1):
+        raise BadInput(f"{where}: concurrency_limit: {limit} is no whole number from 1 on")
     if "schedule" in entry:  # which Prefect takes, and deploying would take away again
         raise BadInput(f"{where}: schedule: write `schedules`, a list, in its place")
     try:
@@ -88,6 +94,19 @@ def _wanted(entry: dict[str, Any], content: dict[str, Any]) -> Wanted:
         raise BadInput(f"{where}: entrypoint {entry['entrypoint']}: {' '.join(str(error).split())}") from error
     steps = entry.get("build", content.get("build")) or []
     read_by = [read(step[READ]["recipe"]) for step in steps if READ in step]
+    for one in read_by:
+        kind = _kind(one["recipe"])
+        if flow.name in FLOWS and (flow.name, kind) != ("sweep", "prune") and flow.name != kind:
+            raise BadInput(f"{where}: the recipe {one['name']} is for {FLOWS[kind]}, not for {entry['entrypoint']}")
     schema = parameter_schema(flow).model_dump()
     text = yaml.safe_dump([entry, content.get("pull"), read_by, schema])
     return Wanted(f"{flow.name}/{entry['name']}", entry, hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def _limit(entry: dict[str, Any]) -> Any:
+    given = entry.get("concurrency_limit")
+    return given.get("limit") if isinstance(given, dict) else given
+
+
+def _kind(recipe: dict[str, Any]) -> str:
+    return "audit" if "audit" in recipe else "sweep" if grid.is_sweep(recipe) else "prune"

@@ -43,7 +43,7 @@ def export(name: str, folder: Path, root: Path) -> Package:
     """Copy the checkpoint of a run (its id, or MODEL@ALIAS) with card, recipe and licence into a new folder.
 
     Raises BadInput if the folder holds something, the run made no checkpoint, its bytes are not whole in the store, or
-    they do not fit on the disk. While the Hub cannot be asked for the base model's licence, the card says that.
+    they do not fit on the disk, or the folder cannot be made. While the Hub cannot be asked for the base model's licence, the card says that.
     """
     folder = folder.resolve()
     tracker = open_tracker(Store(root))
@@ -53,7 +53,10 @@ def export(name: str, folder: Path, root: Path) -> Package:
             raise BadInput(f"{folder} is there already and not empty: give a folder that is to be made")
         building = folder.with_name(f".{folder.name}.exporting")
         shutil.rmtree(building, ignore_errors=True)  # what a killed export left behind
-        building.mkdir(parents=True)
+        try:
+            building.mkdir(parents=True)
+        except OSError as error:
+            raise BadInput(f"{folder} cannot be made ({error.strerror}): give another folder") from error
         try:
             with in_hand(made) as manifest:
                 package = _exported(made, manifest, tracker, folder.name)

@@ -62,7 +62,8 @@ def pushed(package: Package, done: Pushed) -> None:
     """Where the model is on the Hub, who may see it, and what is known of its licence."""
     seen = "private" if done.private else "public"
     console.print(
-        f"{package.made.model.name} is at {done.url} ({seen}), commit {done.commit}: {_contents(package)}",
+        f"{package.made.model.name} is at {done.url} ({seen}), commit {done.commit}: "
+        + (_contents(package) if done.changed else "all of it was there already, nothing was changed"),
         highlight=False,
         soft_wrap=True,
     )

@@ -356,6 +356,23 @@ def test_init_first_recipe_is_valid_but_for_its_sources(tmp_path, moeprune, monk
             assert section.model_fields_set >= set(type(section).model_fields) - left, word
 
 
+def test_init_first_recipe_names_the_default_of_every_number_that_is_another(tmp_path, moeprune):
+    from flows.recipe import Recipe, read_recipe
+
+    moeprune("init", str(tmp_path))
+    path = tmp_path / "params/first.yaml"
+    recipe = read_recipe(path)
+    others = []
+    for word in Recipe.model_fields:
+        section = getattr(recipe, word)
+        for name, field in type(section).model_fields.items() if section is not None else ():
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            if isinstance(default, int | float) and getattr(section, name) != default:
+                others.append((name, str(default)))
+    named = re.findall(r"^  (\w+): .*\(default (\S+)\)$", path.read_text(), re.MULTILINE)
+    assert named == others and named
+
+
 # hub
 
 

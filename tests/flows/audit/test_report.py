@@ -160,8 +160,8 @@ def test_words_and_page_say_that_a_bracket_is_inverted(findings):
         "0.40: as brackets are inverted, neither is known to be more stable"
     ) in in_words(odd)
     note = "Inverted, halves agreeing more than resamples, so that it encloses nothing: reap at 25%, wiki; "
-    page = page_of(odd, [], "demo", "moeprune audit demo.yaml").html()
-    assert note in page and note not in page_of(findings, [], "demo", "moeprune audit demo.yaml").html()
+    page = page_of(odd, [], "demo").html()
+    assert note in page and note not in page_of(findings, [], "demo").html()
 
 
 def test_words_name_every_corpus_that_changes_as_much_when_left_out(findings):
@@ -280,27 +280,27 @@ def test_claims_are_the_experts_that_one_corpus_alone_keeps(findings):
 
 def test_edge_table_of_many_experts_says_how_many_there_are(monkeypatch, findings):
     monkeypatch.setattr("flows.audit.experts.MOST", 2)
-    page = page_of(findings, [], "demo", "moeprune audit demo.yaml").html()
+    page = page_of(findings, [], "demo").html()
     assert f"The 2 least certain of {len(edge_rows(findings)):,}" in page and MOST > 2
 
 
 def test_page_of_one_corpus_has_no_section_between_corpora(findings):
-    one = page_of(found_in(("wiki",)), [], "demo", "moeprune audit demo.yaml")
+    one = page_of(found_in(("wiki",)), [], "demo")
     titles = [section.title for section in one.sections]
     assert titles == ["How to read this page", "How sure masks are", "Which experts are sure to stay",
                       "How many tokens suffice", "Between criteria"]  # fmt: skip
-    whole = page_of(findings, [measured()], "demo", "moeprune audit demo.yaml")
+    whole = page_of(findings, [measured()], "demo")
     added = [section.title for section in whole.sections if section.title not in titles]
     effect = "Effect on perplexity and accuracy"
     assert added == ["Between corpora", "Other seeds and sequence lengths", effect]
-    several = page_of(findings, [measured()] * 2, "demo", "moeprune audit demo.yaml")
+    several = page_of(findings, [measured()] * 2, "demo")
     parts = [part.title for part in several.sections[-1].parts]
     assert several.sections[-1].title == effect and parts[0] == "Stability in the audit, and spread when measured"
     assert parts.count("Measured masks: reap at 50% removed") == 2
 
 
 def test_page_has_a_map_of_every_criterion_and_ratio_and_a_matrix_of_every_pair(findings):
-    html = page_of(findings, [], "demo", "moeprune audit demo.yaml").html()
+    html = page_of(findings, [], "demo").html()
     for criterion in ("reap", "frequency"):
         for ratio in ("25%", "50%"):
             assert f"Kept by {criterion} at {ratio} removed" in html and f"{criterion} at {ratio} removed</h3>" in html
@@ -309,7 +309,7 @@ def test_page_has_a_map_of_every_criterion_and_ratio_and_a_matrix_of_every_pair(
 
 
 def test_page_has_the_learning_curves_of_all_the_data_by_every_measure(findings):
-    page = page_of(findings, [], "demo", "moeprune audit demo.yaml")
+    page = page_of(findings, [], "demo")
     (table,) = [
         part for section in page.sections for part in section.parts if getattr(part, "file", "") == "curves.csv"
     ]
@@ -322,7 +322,7 @@ def test_page_has_the_learning_curves_of_all_the_data_by_every_measure(findings)
 
 
 def test_page_draws_learning_curves_where_their_points_are(findings):
-    page = page_of(findings, [], "demo", "moeprune audit demo.yaml")
+    page = page_of(findings, [], "demo")
     lines = [line for section in page.sections for part in section.parts if isinstance(part, LinePlot)
              and part.x_title == "calibration tokens" for line in part.lines]  # fmt: skip
     drawn = {x for line in lines for x in line.x}
@@ -336,7 +336,7 @@ def window(tmp_path_factory) -> Iterator[Browser]:
 
 
 def test_browser_draws_an_audit_without_errors_or_requests(window, findings, tmp_path: Path):
-    page = page_of(findings, [measured()], "demo", "moeprune audit demo.yaml")
+    page = page_of(findings, [measured()], "demo")
     page.write(tmp_path / "audit.html")
     window.open(tmp_path / "audit.html")
     assert window.messages() == [] and window.requests() == [(tmp_path / "audit.html").as_uri()]

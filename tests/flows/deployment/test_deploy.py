@@ -15,6 +15,7 @@ from scheduled import client_of, scheduler, write_file
 from started import free_port
 
 NIGHTLY = {"name": "nightly", "schedules": [{"cron": "0 2 * * *", "timezone": "Europe/Berlin", "active": True}]}
+PRUNE, AUDIT = "flows.pruning.prune_model", "flows.audit.flow.audit_model"
 OTHER = {"name": "on-demand", "schedules": [], "concurrency_limit": 3}
 
 
@@ -110,9 +111,12 @@ def test_deploy_form_explains_and_the_server_refuses_what_the_params_do(place, a
         (lambda folder: write_file(folder, NIGHTLY, NIGHTLY), "two deployments have the same name"),
         (lambda folder: write_file(folder, {"name": "a", "schedules": [{"cron": "never"}]}), "never"),
         (lambda folder: write_file(folder, {"name": "a", "schedule": {"cron": "0 2 * * *"}}), "write `schedules`"),
+        (lambda folder: write_file(folder, {"name": None}), "deployment number 1: name is missing"),
+        (lambda folder: write_file(folder, NIGHTLY | {"concurrency_limit": {"limit": 0}}), "0 is no whole number from 1"),
+        (lambda folder: write_file(folder, NIGHTLY | {"entrypoint": AUDIT}), f"is for {PRUNE}, not for {AUDIT}"),
         (lambda folder: shutil.copy(folder / "sources/wiki.jsonl", folder / "params/quick.yaml"), "params/quick.yaml"),
     ],
-    ids=["no file", "no YAML", "no flow", "no pool", "one name", "cron", "schedule", "recipe"],
+    ids=["no file", "no YAML", "no flow", "no pool", "one name", "cron", "schedule", "no name", "limit", "kind", "recipe"],
 )  # fmt: skip
 def test_deploy_of_a_file_that_cannot_be_used_is_refused_in_one_line(spoil, said, place, moeprune):
     spoil(place)

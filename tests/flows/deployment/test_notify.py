@@ -12,7 +12,7 @@ from flows.deployment.notify import URL, notify
 SECRET = "T0/aSecret"
 CLOSED = "PORT"  # found by the test itself, as test names are to be the same in every process
 FLOW, STATE = SimpleNamespace(name="prune"), SimpleNamespace(name="Failed", message="no such folder")
-RUN = SimpleNamespace(name="quick", id=UUID(int=1), deployment_id=None)
+RUN = SimpleNamespace(name="quick", id=UUID(int=1), deployment_id=None, parameters={})
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,9 @@ def test_webhook_that_cannot_be_told_is_named_without_its_address(address: str, 
         notify(FLOW, RUN, STATE)
     logged = "".join(traceback.format_exception(caught.value))
     assert "Secret" not in logged and "\n" not in str(caught.value)
+
+
+def test_webhook_whose_server_is_away_is_told_as_that(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(URL, f"http://127.0.0.1:{closed_port()}/{SECRET}")
+    with pytest.raises(OSError, match="cannot be reached .Connection refused.$"):
+        notify(FLOW, RUN, STATE)

@@ -123,6 +123,7 @@ def test_serve_tells_of_a_run_that_fails_and_of_one_that_is_killed(served, api, 
         (message,) = wait(lambda: [one for one in told[1] if one["id"] == str(failing.id)])
         assert message["state"] == "Failed" and "there is no folder ./nowhere" in message["message"]
         assert "there is no folder ./nowhere" in message["text"] and failing.name in message["text"]
+        assert message["recipe"] == deployment.parameters["name"] and message["recipe"] in message["text"]
         assert message["deployment"] == str(deployment.id)
 
         killed = client.create_flow_run_from_deployment(deployment.id)

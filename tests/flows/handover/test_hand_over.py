@@ -170,6 +170,8 @@ def test_export_into_what_is_there_or_of_what_is_not_is_refused(runs, project, m
     Path("there/file").write_text("mine")
     answer = moeprune("export", runs[1], "there")
     assert answer.status == 2 and "not empty" in answer.err and hashes(Path("there")).keys() == {"file"}
+    answer = moeprune("export", runs[1], "there/file/smaller")
+    assert answer.status == 2 and "cannot be made (Not a directory)" in answer.err
     (checkpoint(runs[1]) / "config.json").write_text("{}")
     answer = moeprune("export", runs[1], "smaller")
     assert answer.status == 2 and "config.json is not what was written" in answer.err
@@ -235,7 +237,9 @@ def test_push_makes_a_private_repository_of_one_commit_that_loads(runs, project,
 def test_push_of_what_is_there_changes_nothing_and_of_another_model_removes_the_old(runs, project, hub, moeprune):
     first = moeprune("push", runs[2], TARGET, "--json").json
     sent = len(hub.requests)
-    assert moeprune("push", runs[2], TARGET, "--json").json["commit"] == first["commit"]
+    again = moeprune("push", runs[2], TARGET, "--json")
+    assert again.json["commit"] == first["commit"] and "nothing was changed" in again.out
+    assert (first["changed"], again.json["changed"]) == (True, False)
     assert not [path for method, path in hub.requests[sent:] if method == "PUT" or "/commit/" in path]
     stale = {"model-00009-of-00009.safetensors": b"", "vocab.json": b"{}", "figure.png": b"mine"}
     stale |= {"pytorch_model.bin": b"", "tiny.Q4.gguf": b"", "NOTICE": b"terms of another"}
