@@ -42,8 +42,9 @@ class Package:
 def export(name: str, folder: Path, root: Path) -> Package:
     """Copy the checkpoint of a run (its id, or MODEL@ALIAS) with card, recipe and licence into a new folder.
 
-    Raises BadInput if the folder holds something, the run made no checkpoint, its bytes are not whole in the store, or
-    they do not fit on the disk, or the folder cannot be made. While the Hub cannot be asked for the base model's licence, the card says that.
+    Raises BadInput if the folder holds something or cannot be made, the run made no checkpoint, its bytes are not whole
+    in the store, or they do not fit on the disk. While the Hub cannot be asked for the base model's licence, the card
+    says that.
     """
     folder = folder.resolve()
     tracker = open_tracker(Store(root))
