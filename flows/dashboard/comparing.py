@@ -1,6 +1,8 @@
 """Runs beside one another: what they measured, what that costs in memory, and how their recipes and masks differ."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,6 +31,8 @@ from tasks.tracking import Tracker
 
 MB = 1e6
 ERROR, COUNT, MEMORY = "_stderr", "_n", "memory"
+NOT_MEASURED = ("generations", "allow_code_execution", "format")
+"""What identifies an evaluation but decides none of its measures."""
 MANY = 12
 """Runs whose differences can be told apart in one plot."""
 POINTS = 300
@@ -86,15 +90,14 @@ def measures(entries: Iterable[Entry], prefix: str = "") -> list[str]:
 def overview(entries: Sequence[Entry], measure: str) -> list[Section]:
     """Many runs at once: the newest of them in one plot."""
     parts = pareto(entries[:POINTS], measure)
-    return [Section("Accuracy against memory", parts)] if parts else []
+    return [Section(f"{measure} against memory", parts)] if parts else []
 
 
-def comparison(entries: Sequence[Entry], measure: str, tracker: Tracker) -> list[Section]:
-    """Everything about a few runs; differences of masks are from the first of them."""
+def beside(entries: Sequence[Entry], tracker: Tracker) -> list[Section]:
+    """A few runs beside one another; differences of masks are from the first of them."""
     some = entries[:MANY]
     sections = [
-        Section("Accuracy against memory", pareto(entries, measure)),
-        Section("Measured", [_table(some)] if some else []),
+        Section("Measured", _measured([one for one in entries if measures([one])][:MANY], entries)),
         Section("Change by domain", _domains(some)),
         Section("Pair by pair", _paired(some, tracker.store)),
         Section("Recipes", [_params(some)] if len(some) > 1 else []),
@@ -106,20 +109,52 @@ def comparison(entries: Sequence[Entry], measure: str, tracker: Tracker) -> list
 def pareto(entries: Sequence[Entry], measure: str) -> list[Part]:
     """A measure of models against their memory, the base models beside them."""
     points: list[Point] = []
+    shown: list[Entry] = []
     calls = named(entries)
     for entry in entries:
         for of, name, group in ((entry.final, calls[entry.id], entry.budget), ("base", entry.model, "unpruned")):
             value, size = measured(entry, f"{of}/{measure}"), weights(entry, of)
             if value is not None and size is not None:
                 points.append(Point(name, group, size, value.value, *_ends(value)))
-    note = "Bars: 95% intervals of the evaluation. Memory is that of the weights, or of the files on disk."
+                shown.append(entry)
+    bars = "Bars: 95% intervals of the evaluation. Memory is that of the weights, or of the files on disk."
+    note = f"{unlike(shown)} {bars}".lstrip()
     higher = not measure.startswith(PERPLEXITY)
     drawn = list(dict.fromkeys(points))
-    return [Pareto(f"{measure} against memory", drawn, "memory (MB)", measure, higher, note)] if drawn else []
+    return [Pareto("Models and their front", drawn, "memory (MB)", measure, higher, note)] if drawn else []
+
+
+def unlike(entries: Iterable[Entry]) -> str:
+    """The sentence that runs were not measured on the same text and questions in the same way; empty if they were."""
+    values: dict[str, set[str]] = {}
+    for entry in entries:
+        stage = entry.lineage.find("evaluate", entry.final)
+        for name, value in _asked(stage.params if stage else {}):
+            values.setdefault(name, set()).add(value)
+    keys = sorted({f"evaluate.{name.partition('.')[0]}" for name, found in values.items() if len(found) > 1})
+    return f"Not measured alike, so not to be compared: these runs differ in {', '.join(keys)}." if keys else ""
+
+
+def _asked(params: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What an evaluation was of: corpora and tasks one by one, as what only one run measured sets none apart."""
+    for name, value in params.items():
+        if name == "corpora":
+            with suppress(ValueError):  # a list too long for a param was cut
+                yield from ((f"corpora.{one['name']}", json.dumps(one)) for one in json.loads(value))
+        elif name not in NOT_MEASURED:
+            yield name, value
 
 
 def _ends(found: Measured) -> tuple[float | None, float | None]:
     return (None, None) if found.spread is None else (found.value - found.spread, found.value + found.spread)
+
+
+def _measured(entries: Sequence[Entry], chosen: Sequence[Entry]) -> list[Part]:
+    """The measures of runs that have any, and which of the chosen have none."""
+    calls = named(chosen)
+    silent = [calls[one.id] for one in chosen if not measures([one])]
+    said = [Paragraph(f"Left out, as they have measured nothing: {', '.join(silent)}.")] if silent else []
+    return [*([_table(entries)] if entries else []), *said]
 
 
 def _table(entries: Sequence[Entry]) -> Part:
@@ -129,10 +164,9 @@ def _table(entries: Sequence[Entry]) -> Part:
         values = [measured(entry, f"{entry.final}/{name}") for entry in entries]
         base = next((found for entry in entries if (found := measured(entry, f"base/{name}"))), None)
         rows.append([name, base, *values])
-    rows.append(["memory (MB)", *([weights(entries[0], "base")] if entries else []),
-                 *(weights(entry, entry.final) for entry in entries)])  # fmt: skip
+    rows.append(["memory (MB)", weights(entries[0], "base"), *(weights(entry, entry.final) for entry in entries)])
     columns = [Column("measure"), Column("base", ".4g"), *(Column(calls[one.id], ".4g") for one in entries)]
-    note = "±: half of the 95% interval. The base is that of the first run that has it."
+    note = f"{unlike(entries)} ±: half of the 95% interval. The base is that of the first run that has it.".lstrip()
     return Table("Models as measured", columns, rows, "measured.csv", note)
 
 

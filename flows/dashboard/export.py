@@ -15,7 +15,7 @@ from flows.pages.table import Cell
 from moeprune.errors import BadInput
 
 DRAWN = 6
-"""Newest runs drawn and compared where none is named."""
+"""Runs drawn and compared where none is named."""
 PATIENCE = 120.0
 """Seconds for holding results against their recipes."""
 NAME = "lineage"
@@ -25,8 +25,8 @@ NAME = "lineage"
 def export(path: Path, runs: Sequence[str], store: Path) -> str:
     """Write the file, keep it in the tracker, and return the id of the run that has it there.
 
-    `runs`, ids or their beginnings, are drawn and compared; none: the newest. Raises BadInput for a run that is not
-    there, and where nothing has been recorded.
+    `runs`, ids or their beginnings, are drawn and compared; none: the newest that finished, then others. Raises
+    BadInput for a run that is not there, and where nothing has been recorded.
     """
     if path.suffix != ".html":
         raise BadInput(f"--export {path}: a page is an HTML file: give a name that ends in .html")
@@ -44,7 +44,7 @@ def _chosen(watcher: Watcher, runs: Sequence[str]) -> list[Entry]:
     if not entries:
         raise BadInput("--export: the tracker has no run yet: `moeprune run params/demo.yaml` makes one")
     if not runs:
-        return [one for one in entries if not one.audit][:DRAWN] or entries[:1]
+        return newest(entries)
     found = []
     for run in runs:
         fitting = [one for one in entries if one.id.startswith(run)]
@@ -54,6 +54,12 @@ def _chosen(watcher: Watcher, runs: Sequence[str]) -> list[Entry]:
     return found
 
 
+def newest(entries: Sequence[Entry]) -> list[Entry]:
+    """Of runs, newest first, those to draw: the newest that finished, else others; an audit if there is nothing else."""
+    pruning = [one for one in entries if not one.audit]
+    return sorted(pruning, key=lambda one: one.lineage.run.status != "FINISHED")[:DRAWN] or list(entries[:1])
+
+
 def page_of(watcher: Watcher, chosen: Sequence[Entry]) -> Page:
     """The page; `chosen` runs are drawn and compared, all are listed."""
     index, marks = watcher.index, watcher.marks
@@ -61,7 +67,6 @@ def page_of(watcher: Watcher, chosen: Sequence[Entry]) -> Page:
     nodes = index.graph([entry.id for entry in chosen])
     measured = comparing.measures(chosen) or comparing.measures(entries)
     every = comparing.overview(entries, measured[0]) if measured else []
-    compared = comparing.comparison(chosen, measured[0], watcher.tracker)[1:] if measured else []
     checked = f"; {watcher.unchecked} runs were not checked for stale results" if watcher.unchecked else ""
     damaged = f"; {len(watcher.damaged)} runs cannot be shown" if watcher.damaged else ""
     names = ", ".join(f"{entry.lineage.run.name} ({entry.id[:8]})" for entry in chosen)
@@ -75,7 +80,7 @@ def page_of(watcher: Watcher, chosen: Sequence[Entry]) -> Page:
             Section("Graph", [Picture(graph_of(nodes), marks)]),
             Section("Stale and missing", [_wrong(watcher)]),
             *every,
-            *compared,
+            *comparing.beside(chosen, watcher.tracker),
             Section("Runs", [_runs(entries)]),
             *([Section("Audits", [overview(audits_of(index))])] if audits_of(index) else []),
             Section("Results", [_described(watcher, list(nodes))]),

@@ -60,7 +60,7 @@ def register(app: Dash, watcher: Watcher) -> None:
         if said == before:
             return [no_update] * 3
         if chosen:
-            shown = comparing.comparison(entries, measure, watcher.tracker)
+            shown = [*comparing.overview(entries, measure), *comparing.beside(entries, watcher.tracker)]
             return parts.sections(shown), f"{len(entries)} runs, in the order in which they were chosen.", said
         note = "No run is chosen: all that were found are drawn. Choose some in the list to compare them."
         return parts.sections(comparing.overview(entries, measure)), note, said
