@@ -52,11 +52,30 @@ def overview(entries: Sequence[Entry]) -> Part:
                 rows.append([
                     f"{entry.lineage.run.name} ({entry.id[:8]})", criterion, ratio, scope,
                     metrics.get(f"{base}stability_halves"), metrics[name], metrics.get(f"{base}edge_experts"),
-                    metrics.get(f"{base}budget"),
+                    _suffice(entry, base, scope),
                 ])  # fmt: skip
     columns = [
         Column("audit"), Column("criterion"), Column("removed"), Column("corpora"), Column("agreement from", ".3f"),
-        Column("to", ".3f"), Column("experts on the edge", ".0f"), Column("tokens that suffice", ".0f"),
+        Column("to", ".3f"), Column("experts on the edge", ".0f"), Column("tokens that suffice"),
     ]  # fmt: skip
-    note = "Agreement above chance with masks from other text of the same kind: the bracket. Empty: more is needed."
+    note = (
+        "Agreement above chance: how alike masks from other text of the same kind are, 1 if they are the same. From: "
+        "masks of separate halves of the text; to: masks of resamples of all of it. Tokens that suffice: for masks of "
+        "separate texts to agree as the audit asked (audit.stability); >4,096: even 4,096 tokens, half of the text, do "
+        "not; none: the criterion reads no text."
+    )
     return Table("Stability of masks", columns, rows, "audits.csv", note)
+
+
+def _suffice(entry: Entry, base: str, scope: str) -> str:
+    """Tokens that suffice, as the audit's table in the terminal has them; empty if the corpora's sizes are unknown."""
+    metrics = entry.lineage.run.metrics
+    budget, halves = metrics.get(f"{base}budget"), metrics.get(f"{base}stability_halves")
+    if budget is not None:
+        return f"{budget:,.0f}"
+    if halves == 1:  # reached whatever was asked for, yet by no number of tokens
+        return "none"
+    names = [scope] if scope in entry.corpora else entry.corpora
+    stages = [stage for name in names if (stage := entry.lineage.find("calibrate", name))]
+    tokens = sum(stage.metrics.get("tokens", 0) for stage in stages)
+    return f">{tokens // 2:,.0f}" if tokens else ""
