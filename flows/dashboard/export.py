@@ -8,6 +8,7 @@ from flows.dashboard.audits import audits_of, overview
 from flows.dashboard.details import details, manifest, wrong
 from flows.dashboard.graph import graph_of
 from flows.dashboard.index import Entry
+from flows.dashboard.lists import NOTE
 from flows.dashboard.svg import Descriptions, Picture
 from flows.dashboard.watching import Watcher, watcher_of
 from flows.pages import Column, Measured, Page, Paragraph, Part, Section, Table
@@ -55,7 +56,7 @@ def _chosen(watcher: Watcher, runs: Sequence[str]) -> list[Entry]:
 
 
 def newest(entries: Sequence[Entry]) -> list[Entry]:
-    """Of runs, newest first, those to draw: the newest that finished, else others; an audit if there is nothing else."""
+    """Of runs, newest first, those to draw: the newest that finished, then others; an audit if there is no run."""
     pruning = [one for one in entries if not one.audit]
     return sorted(pruning, key=lambda one: one.lineage.run.status != "FINISHED")[:DRAWN] or list(entries[:1])
 
@@ -124,7 +125,7 @@ def _runs(entries: Sequence[Entry]) -> Part:
         Column("began (UTC)"), Column("run"), Column("criterion"), Column("removed or kept"), Column("corpora"),
         Column("change of the first measure", "+.3f"), Column("memory (MB)", ",.1f"), Column("state"),
     ]  # fmt: skip
-    return Table("All runs, newest first", columns, rows, "runs.csv")
+    return Table("All runs, newest first", columns, rows, "runs.csv", NOTE)
 
 
 def _change(entry: Entry) -> Measured | None:

@@ -41,6 +41,7 @@ def layout() -> Any:
             ]),
             html.Main(
                 [
+                    html.Div(id="lost", role="status"),
                     html.Div(_filters(), id="choosing"),
                     html.Div([html.P(id="turn", className="turn"), html.Div(id="runs")], id="listing"),
                     html.Div(_lineage(), id="view-lineage"),

@@ -83,8 +83,10 @@ def audit_view(entries: Sequence[Entry], chosen: str) -> list[Any]:
     if not entries:
         return [html.P("There is no audit yet: `moeprune audit params/audit-demo.yaml` makes one.")]
     shown = next((entry for entry in entries if entry.id == chosen), entries[0])
+    lost = f"No audit that was read has the id {chosen}. The newest is shown."
     address = f"/audit-report/{shown.id}"
     return [
+        *([html.P(lost, className="note")] if chosen not in ("", shown.id) else []),
         html.Ul([
             html.Li(dcc.Link(
                 f"{one.lineage.run.start:%Y-%m-%d %H:%M} {one.lineage.run.name}: {one.method} ({one.id[:8]})",

@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
-from dash import Dash, Input, Output, State, no_update
+from dash import Dash, Input, Output, State, html, no_update
 
 from flows.dashboard import comparing, parts, views
+from flows.dashboard.answers.graph import NODE
 from flows.dashboard.audits import audits_of
 from flows.dashboard.details import marks_in_words
 from flows.dashboard.models import models_of
@@ -18,17 +19,19 @@ def register(app: Dash, watcher: Watcher) -> None:
 
     @app.callback(
         *(Output(f"view-{name.lower()}", "hidden") for name in VIEWS.values()),
+        Output("lost", "children"),
         Output("choosing", "hidden"),
         Output("listing", "hidden"),
         *(Output(f"to-{name.lower()}", "className") for name in VIEWS.values()),
         Input("url", "pathname"),
     )
     def view(path: str) -> list[Any]:
-        asked = "/" + (path or "/").split("/")[1]
-        here = asked if asked in VIEWS else "/"
+        path = path or "/"
+        here = view_of(path)
         return [
             *(one != here for one in VIEWS),
-            here == "/audits",
+            [] if here else html.P(f"There is no page {path}.", className="note"),
+            here in ("/audits", None),
             here not in ("/", "/compare"),
             *("here" if one == here else "" for one in VIEWS),
         ]
@@ -101,3 +104,11 @@ def register(app: Dash, watcher: Watcher) -> None:
         if said == before:
             return no_update, no_update
         return views.model_view(watcher, known, listed, path), said
+
+
+def view_of(path: str) -> str | None:
+    """The view of an address; None if there is no such page."""
+    if path.startswith(NODE):
+        return "/"
+    first = "/" + path.split("/")[1]
+    return first if first in VIEWS and (path == first or first in ("/audits", "/models")) else None

@@ -10,6 +10,7 @@ import many_runs
 import pytest
 from browser import Browser, browser
 
+from flows.dashboard.answers.views import view_of
 from flows.dashboard.export import export
 from flows.dashboard.serving import serving
 from flows.pages import Column, Line, LinePlot, Page, Section, Table
@@ -81,6 +82,7 @@ def test_dashboard_opens_with_the_newest_runs_and_their_graph_and_asks_no_other_
     shown.open()
     shown.wait(lambda: len(shown.rows()) == 15 and shown.browser.find("#graph canvas"))
     assert f"1 to 15 of {RUNS} runs; 0 chosen" in shown.text("#turn")
+    assert "memory (MB)" in shown.text("#runs thead") and "±: half of the 95% interval" in shown.text("#runs .note")
     assert "results of 4 runs" in shown.text("#drawn")
     assert {url for url in shown.browser.requests() if not url.startswith(shown.address)} == set()
     severe = [one for one in shown.browser.messages() if "wheel sensitivity" not in one]  # cytoscape says so always
@@ -216,6 +218,24 @@ def test_dashboard_models_have_pages_with_cards(shown):
     shown.wait(lambda: shown.text("#details h3") == "pruned model")
 
 
+def test_dashboard_address_of_nothing_says_so(shown):
+    shown.open("nothing")
+    shown.wait(lambda: shown.text("#lost") == "There is no page /nothing.")
+    hidden = "return document.querySelector('#view-lineage').hidden"
+    assert shown.browser.run(hidden)
+    shown.browser.find("#to-lineage")[0].click()
+    shown.wait(lambda: not shown.browser.run(hidden) and not shown.text("#lost"))
+
+
+@pytest.mark.parametrize(("path", "view"), [
+    ("/", "/"), ("/compare", "/compare"), ("/audits", "/audits"), ("/audits/0123", "/audits"),
+    ("/models/prune/0123", "/models"), ("/node/mask/ffff", "/"), ("/nothing", None), ("/compare/more", None),
+    ("/nodes", None),
+])  # fmt: skip
+def test_view_of_an_address_is_none_where_there_is_no_page(path, view):
+    assert view_of(path) == view
+
+
 def test_dashboard_without_audits_says_how_one_is_made(shown):
     shown.open("audits")
     shown.wait(lambda: "moeprune audit" in shown.text("#view-audits"))
@@ -235,6 +255,8 @@ def test_dashboard_audit_report_runs_in_its_frame_apart_from_everything(shown, t
     with Tracker(Store(store)).run("an audit", {}, {"kind": "audit", "method": "reap"}) as run:
         run.log_file(tmp_path / "report.html")
     with serving(store) as address:
+        window.visit(f"{address}audits/ffff", 1400, 1000)
+        shown.wait(lambda: "No audit that was read has the id ffff." in shown.text("#view-audits"))
         window.visit(f"{address}audits", 1400, 1000)
         shown.wait(lambda: window.find("#view-audits iframe"))
         window.driver.switch_to.frame(window.find("#view-audits iframe")[0])
