@@ -1,11 +1,12 @@
 """The lineage graph as cytoscape draws it, and as a list for who uses no mouse."""
 
 from collections.abc import Iterable
+from math import hypot
 from typing import Any
 
 from dash import html
 
-from flows.dashboard.graph import HEIGHT, LOOKS, OTHER, WIDTH, Graph
+from flows.dashboard.graph import CORNERS, HIGH, LOOKS, OTHER, WIDE, WIDTH, Graph
 from flows.dashboard.index import KINDS, Node
 from flows.dashboard.marks import Marks
 from flows.dashboard.parts import aria
@@ -26,8 +27,20 @@ def elements(graph: Graph, marks: Marks) -> list[dict[str, Any]]:
         }
         for path, placed in graph.nodes.items()
     ]
-    edges = [{"data": {"id": f"{origin} {path}", "source": origin, "target": path}} for origin, path in graph.edges]
-    return [*nodes, *edges]
+    return [*nodes, *({"data": _edge(graph, *edge)} for edge in graph.edges)]
+
+
+def _edge(graph: Graph, origin: str, path: str) -> dict[str, Any]:
+    """Bends are told as cytoscape wants them: along and to the right of the line between the ends."""
+    one, other = graph.nodes[origin], graph.nodes[path]
+    wide, high = other.x - one.x, other.y - one.y
+    length = hypot(wide, high)
+    bends = [(x - one.x, y - one.y) for x, y in graph.edges[origin, path]]
+    along = [(x * wide + y * high) / length**2 for x, y in bends]
+    beside = [(y * wide - x * high) / length for x, y in bends]
+    return {"id": f"{origin} {path}", "source": origin, "target": path} | (
+        {"along": along, "beside": beside} if bends else {}
+    )
 
 
 def caption(node: Node, marks: Marks) -> str:
@@ -45,7 +58,7 @@ def stylesheet(chosen: str | None = None, near: Iterable[str] = ()) -> list[dict
     kinds = [
         {
             "selector": f".{kind.replace(' ', '-')}",
-            "style": {"shape": shape, "border-color": colour, "background-color": "#fff"},
+            "style": {"border-color": colour, "background-color": "#fff", **_shape(shape)},
         }
         for kind, (shape, colour) in LOOKS.items()
     ]
@@ -61,7 +74,7 @@ def stylesheet(chosen: str | None = None, near: Iterable[str] = ()) -> list[dict
             "selector": "node",
             "style": {
                 "label": "data(label)", "text-wrap": "wrap", "text-valign": "center", "text-halign": "center",
-                "font-size": 11, "width": WIDTH - 44, "height": HEIGHT, "border-width": 2.5, "color": "#1a1a1a",
+                "font-size": 11, "width": 2 * WIDE, "height": 2 * HIGH, "border-width": 2.5, "color": "#1a1a1a",
                 "text-max-width": WIDTH - 50, "text-outline-color": "#fff", "text-outline-width": 2,
                 "shape": OTHER[0], "border-color": OTHER[1], "background-color": "#fff",
             },
@@ -69,13 +82,23 @@ def stylesheet(chosen: str | None = None, near: Iterable[str] = ()) -> list[dict
         {
             "selector": "edge",
             "style": {"curve-style": "bezier", "target-arrow-shape": "triangle", "width": 1.5, "line-color": "#777",
-                      "target-arrow-color": "#777"},
+                      "target-arrow-color": "#777", "source-endpoint": "90deg", "target-endpoint": "270deg"},
+        },
+        {
+            "selector": "edge[along]",
+            "style": {"curve-style": "segments", "edge-distances": "node-position", "segment-weights": "data(along)",
+                      "segment-distances": "data(beside)"},
         },
         *kinds,
         {"selector": ".stale", "style": {"border-style": "dashed", "background-color": "#fff6d6"}},
         {"selector": ".missing", "style": {"border-style": "dotted", "background-color": "#eee"}},
         *(own + heavy + edges if chosen else []),
     ]  # fmt: skip
+
+
+def _shape(name: str) -> dict[str, Any]:
+    corners = [coordinate for corner in CORNERS.get(name, ()) for coordinate in corner]
+    return {"shape": "polygon", "shape-polygon-points": corners} if corners else {"shape": name}
 
 
 def height(graph: Graph) -> dict[str, str]:

@@ -1,15 +1,18 @@
 """Where the nodes of a lineage graph stand, and how they look: the same on the page and in the file."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import mean
+from statistics import fmean
 
 from flows.dashboard.index import KINDS, Node
 from flows.pages.figure import COLOURS
 
-WIDTH, HEIGHT, ROOM = 166, 50, 66
-"""Pixels from column to column, of a node, and from row to row."""
+WIDTH, ROOM, LANE = 166, 66, 20
+"""Pixels from column to column, from row to row, and of a row that only edges take."""
+WIDE, HIGH = 61, 25
+"""Half of a node's width and height, in pixels."""
 BLUE, VERMILION, GREEN, PURPLE, BLACK, ORANGE, SKY = COLOURS
 LOOKS = {
     "base model": ("hexagon", BLACK),
@@ -24,11 +27,21 @@ LOOKS = {
     "audit": ("star", GREEN),
 }
 """Shape and colour of each kind; labels say it in words, so that neither is needed to tell kinds apart."""
+CORNERS = {
+    "hexagon": ((-1, 0), (-0.75, -1), (0.75, -1), (1, 0), (0.75, 1), (-0.75, 1)),
+    "tag": ((-1, -1), (0.7, -1), (1, 0), (0.7, 1), (-1, 1)),
+    "concave-hexagon": ((-1, -1), (1, -1), (0.9, 0), (1, 1), (-1, 1), (-0.9, 0)),
+    "rhomboid": ((-1, -1), (0.8, -1), (1, 1), (-0.8, 1)),
+    "octagon": ((-1, -0.45), (-0.8, -1), (0.8, -1), (1, -0.45), (1, 0.45), (0.8, 1), (-0.8, 1), (-1, 0.45)),
+    "star": ((-1, 0), (-0.75, -0.45), (-0.8, -1), (0, -0.75), (0.8, -1), (0.75, -0.45), (1, 0), (0.75, 0.45),
+             (0.8, 1), (0, 0.75), (-0.8, 1), (-0.75, 0.45)),
+}  # fmt: skip
+"""Of a shape that has them, in halves of a node's width and height: an edge ends near the middle of a side."""
 OTHER = ("ellipse", "#777")
 """Of a kind that is not among them."""
 COLUMNS = {kind: number for number, kind in enumerate(KINDS.values())} | {"resampled mask": 4, "audit": 7}
-SWEEPS = 4
-"""Times that each column is put in the order of its neighbours; more changes little."""
+SWEEPS = 2
+"""Times that each column is put in the order of the one before it, then of the one after; more changes little."""
 
 
 @dataclass(frozen=True)
@@ -48,39 +61,66 @@ class Graph:
     """
 
     nodes: Mapping[str, Placed]
-    edges: Sequence[tuple[str, str]]
+    edges: Mapping[tuple[str, str], Sequence[tuple[float, float]]]
+    """Each with the points where it bends, in pixels, so that it passes other nodes and does not lead behind them."""
+    height: float
+    """Pixels from the top of the first row to the end of the last."""
 
-    @property
-    def height(self) -> float:
-        """Pixels from the top of the first row to the end of the last."""
-        return max((placed.y for placed in self.nodes.values()), default=0.0) + ROOM
+
+Stop = tuple[str, int]
+"""A node's path and its column, or one further right: the lane in which edges from that node pass it."""
 
 
 def graph_of(nodes: Mapping[str, Node]) -> Graph:
-    """Columns by kind, read from left to right; in a column, nodes stand near what they came from."""
-    edges = _edges(nodes)
-    columns: dict[int, list[str]] = {}
-    for path, node in nodes.items():
-        columns.setdefault(COLUMNS.get(node.kind, len(COLUMNS)), []).append(path)
-    near: dict[str, list[str]] = {path: [] for path in nodes}
-    for origin, path in edges:
-        near[origin].append(path)
-        near[path].append(origin)
-    ordered = [columns[number] for number in sorted(columns)]
-    for column in ordered:
-        column.sort(key=lambda path: (nodes[path].label, path))
-    rank = {path: row / len(column) for column in ordered for row, path in enumerate(column)}
-    for sweep in range(SWEEPS):
-        for _, column in pairwise([[], *ordered] if sweep % 2 == 0 else [[], *reversed(ordered)]):
-            column.sort(key=lambda path: mean(rank[other] for other in near[path]) if near[path] else rank[path])
-            rank |= {path: row / len(column) for row, path in enumerate(column)}
-    tallest = max((len(column) for column in ordered), default=0)
-    placed = {
-        path: Placed(nodes[path], WIDTH * place, ROOM * (row + (tallest - len(column)) / 2))
-        for place, column in enumerate(ordered)
-        for row, path in enumerate(column)
+    """Columns by kind, read from left to right; in a column, nodes and lanes stand near what they came from."""
+    present = sorted({COLUMNS.get(node.kind, len(COLUMNS)) for node in nodes.values()})
+    own = {path: present.index(COLUMNS.get(node.kind, len(COLUMNS))) for path, node in nodes.items()}
+    ways: dict[tuple[str, str], list[Stop]] = {
+        (origin, path): [*((origin, column) for column in range(own[origin], own[path])), (path, own[path])]
+        for origin, path in _edges(nodes)
     }
-    return Graph(placed, edges)
+    near: dict[tuple[Stop, int], set[Stop]] = defaultdict(set)
+    for way in ways.values():
+        for one, other in pairwise(way):
+            near[one, 1].add(other)
+            near[other, -1].add(one)
+
+    def high(stop: Stop) -> int:
+        return ROOM if stop in own.items() else LANE
+
+    # Lanes come first: they stay above all nodes, where they cross the fewest edges, unless something draws them down.
+    every = {*own.items(), *(stop for way in ways.values() for stop in way)}
+    stops = sorted(every, key=lambda stop: (high(stop), nodes[stop[0]].label, stop))
+    columns = [[stop for stop in stops if stop[1] == column] for column in range(len(present))]
+    tall = max((sum(map(high, column)) for column in columns), default=0)
+    y: dict[Stop, float] = {}
+
+    def stack(column: list[Stop]) -> None:
+        top = (tall - sum(map(high, column)) - ROOM) / 2
+        for stop in column:
+            y[stop] = top + high(stop) / 2
+            top += high(stop)
+
+    def drawn_to(stop: Stop, side: int) -> float:
+        return fmean(y[other] for other in near[stop, side]) if near[stop, side] else y[stop]
+
+    for column in columns:
+        stack(column)
+    for side in (-1, 1) * SWEEPS:
+        for column in columns[::-side]:
+            column.sort(key=lambda stop: drawn_to(stop, side))
+            stack(column)
+    placed = {
+        stop[0]: Placed(nodes[stop[0]], WIDTH * stop[1], y[stop])
+        for column in columns
+        for stop in column
+        if stop in own.items()
+    }
+    bends = {
+        edge: [(WIDTH * stop[1] + side, y[stop]) for stop in way[1:-1] for side in (-WIDE, WIDE)]
+        for edge, way in ways.items()
+    }
+    return Graph(placed, bends, tall)
 
 
 def _edges(nodes: Mapping[str, Node]) -> list[tuple[str, str]]:

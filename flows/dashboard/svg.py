@@ -8,21 +8,9 @@ from typing import Any
 
 from flows.dashboard.cytoscape import caption
 from flows.dashboard.details import Details
-from flows.dashboard.graph import HEIGHT, LOOKS, OTHER, ROOM, WIDTH, Graph
+from flows.dashboard.graph import CORNERS, HIGH, LOOKS, OTHER, ROOM, WIDE, Graph
 from flows.dashboard.marks import Marks
 
-WIDE, HIGH = (WIDTH - 44) / 2, HEIGHT / 2
-"""Half of a node's width and height, in pixels."""
-SHAPES = {
-    "hexagon": ((-1, 0), (-0.75, -1), (0.75, -1), (1, 0), (0.75, 1), (-0.75, 1)),
-    "tag": ((-1, -1), (0.7, -1), (1, 0), (0.7, 1), (-1, 1)),
-    "concave-hexagon": ((-1, -0.95), (1, -0.95), (0.75, 0), (1, 0.95), (-1, 0.95), (-0.75, 0)),
-    "rhomboid": ((-1.05, -1), (0.8, -1), (1.05, 1), (-0.8, 1)),
-    "octagon": ((-1, -0.45), (-0.8, -1), (0.8, -1), (1, -0.45), (1, 0.45), (0.8, 1), (-0.8, 1), (-1, 0.45)),
-    "star": ((-1.1, 0), (-0.8, -0.5), (-0.9, -1.1), (0, -0.8), (0.9, -1.1), (0.8, -0.5), (1.1, 0), (0.8, 0.5),
-             (0.9, 1.1), (0, 0.8), (-0.9, 1.1), (-0.8, 0.5)),
-}  # fmt: skip
-"""Corners, in halves of a node's width and height."""
 MARGIN = 12
 STYLE = (
     "<style>.lineage a:focus-visible { outline: 3px solid #0072B2; } .lineage text { font-size: 11px; }"
@@ -52,15 +40,16 @@ class Picture:
             f'viewBox="{-WIDE - MARGIN:g} {-HIGH - MARGIN:g} {wide:g} {high:g}">'
             f'<defs><marker id="{name}-tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" '
             'orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="#777"/></marker></defs>'
-            f'<g stroke="#777" stroke-width="1.2">{edges}</g>{nodes}</svg>'
+            f'<g fill="none" stroke="#777" stroke-width="1.2">{edges}</g>{nodes}</svg>'
             "<figcaption>Dashed: stale. Dotted: missing. An edge that a longer way says as well is left out."
             "</figcaption></figure>"
         )
 
     def _edge(self, origin: str, path: str, tip: str) -> str:
         one, other = self.graph.nodes[origin], self.graph.nodes[path]
-        ends = f'x1="{one.x + WIDE:g}" y1="{one.y:g}" x2="{other.x - WIDE - 3:g}" y2="{other.y:g}"'
-        return f'<line {ends} marker-end="url(#{tip})"/>'
+        way = [(one.x + WIDE, one.y), *self.graph.edges[origin, path], (other.x - WIDE - 3, other.y)]
+        points = " ".join(f"{x:g},{y:g}" for x, y in way)
+        return f'<polyline points="{points}" marker-end="url(#{tip})"/>'
 
     def _node(self, path: str) -> str:
         placed = self.graph.nodes[path]
@@ -87,7 +76,7 @@ def _outline(shape: str, x: float, y: float) -> str:
         return f'<ellipse cx="{x:g}" cy="{y:g}" rx="{WIDE:g}" ry="{HIGH:g}"/>'
     if shape == "round-rectangle":
         return f'<rect x="{x - WIDE:g}" y="{y - HIGH:g}" width="{2 * WIDE:g}" height="{2 * HIGH:g}" rx="8"/>'
-    corners = " ".join(f"{x + WIDE * right:g},{y + HIGH * down:g}" for right, down in SHAPES[shape])
+    corners = " ".join(f"{x + WIDE * right:g},{y + HIGH * down:g}" for right, down in CORNERS[shape])
     return f'<polygon points="{corners}"/>'
 
 
