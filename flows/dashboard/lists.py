@@ -13,7 +13,7 @@ from flows.dashboard.watching import Watcher
 
 PAGE = 15
 """Runs in a page of the list."""
-NOTE = "Change: from the base model, ±: half of the 95% interval. Memory: of the weights, or of the files on disk."
+NOTE = "Change: from the base model, ±: half of the 95% interval. MB: of the weights in memory, or of the files."
 SORTS = {"newest": "newest first", "method": "criterion", "memory": "least memory", "name": "name"}
 
 
@@ -68,18 +68,7 @@ def turning(found: int, number: int, chosen: int) -> list[Any]:
 
 def table(entries: Sequence[Entry], chosen: Sequence[str], marks: Marks) -> Any:
     """Runs with a box to choose each by."""
-    heads = [
-        "",
-        "began (UTC)",
-        "run",
-        "criterion",
-        "removed or kept",
-        "corpora",
-        "change",
-        "memory (MB)",
-        "state",
-        "marks",
-    ]
+    heads = ["", "began (UTC)", "run", "criterion", "removed or kept", "corpora", "change", "MB", "state", "marks"]
     kinds = ["", "date", *[""] * 4, "number", "number", "", ""]
     rows = [_row(one, one.id in chosen, marks) for one in entries]
     return html.Div([plain_table(heads, rows, kinds), html.P(NOTE, className="note")])

@@ -82,7 +82,8 @@ def test_dashboard_opens_with_the_newest_runs_and_their_graph_and_asks_no_other_
     shown.open()
     shown.wait(lambda: len(shown.rows()) == 15 and shown.browser.find("#graph canvas"))
     assert f"1 to 15 of {RUNS} runs; 0 chosen" in shown.text("#turn")
-    assert "memory (MB)" in shown.text("#runs thead") and "±: half of the 95% interval" in shown.text("#runs .note")
+    note = shown.text("#runs .note")
+    assert "MB: of the weights in memory" in note and "±: half of the 95% interval" in note
     assert "results of 4 runs" in shown.text("#drawn")
     assert {url for url in shown.browser.requests() if not url.startswith(shown.address)} == set()
     severe = [one for one in shown.browser.messages() if "wheel sensitivity" not in one]  # cytoscape says so always
