@@ -6,6 +6,7 @@ Deterministic algorithms are not forced: that equal runs give equal bytes is a c
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 # Read when the libraries are imported, hence before them.
@@ -24,6 +25,8 @@ from transformers.utils import logging
 
 for _cache in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
     atexit.register(shutil.rmtree, os.environ[_cache], ignore_errors=True)
+# A shell has what it starts in the background ignore interrupts, and what tests start from there would do so, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
 logging.set_verbosity_error()
 logging.disable_progress_bar()
