@@ -20,7 +20,7 @@ def check_address(url: str) -> None:
 
 
 def check_database(uri: str) -> None:
-    """Raise OSError or SQLAlchemyError if a database cannot be used, or nobody listens at a server's address.
+    """Raise OSError, ValueError or SQLAlchemyError if a database cannot be used, or no server listens at an address.
 
     MLflow itself tries for minutes to open a database, and cannot be told otherwise.
     """

@@ -71,7 +71,7 @@ class Tracker:
             with impatient():
                 check_database(self.uri)
                 _ = self._experiment_id
-        except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError) as error:
             reason = without_password(" ".join(str(error).split()))[:300]
             remedy = (
                 "start that server, or unset MLFLOW_TRACKING_URI to record runs in the store"

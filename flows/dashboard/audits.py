@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flows.dashboard.index import Entry, Index
-from flows.pages import Column, Part, Table
+from flows.pages import Column, Measured, Part, Table
 from flows.pages.table import Cell
 from moeprune.errors import BadInput
 from tasks.tracking import Tracker
@@ -56,26 +56,26 @@ def overview(entries: Sequence[Entry]) -> Part:
                 ])  # fmt: skip
     columns = [
         Column("audit"), Column("criterion"), Column("removed"), Column("corpora"), Column("agreement from", ".3f"),
-        Column("to", ".3f"), Column("experts on the edge", ".0f"), Column("tokens that suffice"),
+        Column("to", ".3f"), Column("experts on the edge", ".0f"), Column("tokens that suffice", ",.0f"),
     ]  # fmt: skip
     note = (
         "Agreement above chance: how alike masks from other text of the same kind are, 1 if they are the same. From: "
         "masks of separate halves of the text; to: masks of resamples of all of it. Tokens that suffice: for masks of "
-        "separate texts to agree as the audit asked (audit.stability); >4,096: even 4,096 tokens, half of the text, do "
-        "not; none: the criterion reads no text."
+        "separate texts to agree as the audit asked (audit.stability); what is not enough is half of the text at hand. "
+        "Empty: the criterion reads no text."
     )
     return Table("Stability of masks", columns, rows, "audits.csv", note)
 
 
-def _suffice(entry: Entry, base: str, scope: str) -> str:
-    """Tokens that suffice, as the audit's table in the terminal has them; empty if the corpora's sizes are unknown."""
+def _suffice(entry: Entry, base: str, scope: str) -> Cell:
+    """Tokens that suffice, or half of those at hand, which do not; None if neither is known."""
     metrics = entry.lineage.run.metrics
     budget, halves = metrics.get(f"{base}budget"), metrics.get(f"{base}stability_halves")
     if budget is not None:
-        return f"{budget:,.0f}"
+        return budget
     if halves == 1:  # reached whatever was asked for, yet by no number of tokens
-        return "none"
+        return None
     names = [scope] if scope in entry.corpora else entry.corpora
     stages = [stage for name in names if (stage := entry.lineage.find("calibrate", name))]
     tokens = sum(stage.metrics.get("tokens", 0) for stage in stages)
-    return f">{tokens // 2:,.0f}" if tokens else ""
+    return Measured(tokens // 2, remark="not enough") if tokens else None

@@ -46,8 +46,8 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
     except HTTPError as error:
         raise OSError(f"{URL}: nobody is told: its server answers {error.code}") from None
     except URLError as error:
-        why = error.reason.strerror if isinstance(error.reason, OSError) else None
-        raise OSError(f"{URL}: nobody is told: its server cannot be reached ({why or type(error).__name__})") from None
+        why = getattr(error.reason, "strerror", None) or type(error.reason).__name__
+        raise OSError(f"{URL}: nobody is told: its server cannot be reached ({why})") from None
     except (OSError, ValueError, HTTPException) as error:
         raise OSError(f"{URL}: nobody is told: {type(error).__name__}: check that it is an http address") from None
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import floor, log10
+from math import floor, isfinite, log10
 
 MANY = 8
 """Tables of more columns are printed on a page turned sideways."""
@@ -39,7 +39,7 @@ def written(cell: Cell, column: Column) -> str:
     if cell is None or isinstance(cell, str):
         return cell or ""
     measured, digits = cell if isinstance(cell, Measured) else Measured(cell), column.digits
-    if measured.spread and digits.endswith("g"):
+    if measured.spread and isfinite(measured.spread) and digits.endswith("g"):
         digits = f",.{max(0, 1 - floor(log10(measured.spread)))}f"
     spread = "" if measured.spread is None else f" ± {_figures(measured.spread, digits.lstrip('+'))}"
     return f"{_figures(measured.value, digits)}{spread} {measured.remark}".rstrip()
@@ -47,7 +47,7 @@ def written(cell: Cell, column: Column) -> str:
 
 def _figures(value: float, digits: str) -> str:
     text = format(value, digits)
-    return format(value, ",.0f") if "e+0" in text else text
+    return format(value, ",.0f") if "e+" in text else text
 
 
 @dataclass(frozen=True)

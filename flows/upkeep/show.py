@@ -34,7 +34,7 @@ def restoration_error(done: Restoration) -> str | None:
     """One line that says what could not be brought back and why."""
     if not done.errors:
         return None
-    more = f" ({len(done.errors) - 1} more in the table)" if len(done.errors) > 1 else ""
+    more = f" ({len(done.errors) - 1} more above)" if len(done.errors) > 1 else ""
     return f"run {done.run[:8]} is not whole: {done.errors[0]}{more}"
 
 

@@ -144,6 +144,12 @@ def test_check_with_a_server_that_never_answers_refuses_within_seconds(
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
+def test_check_of_an_address_that_is_none_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:port")
+    with pytest.raises(BadInput, match=r"127\.0\.0\.1:port cannot be used"):
+        Tracker(Store(tmp_path)).check()
+
+
 def test_check_with_a_store_in_an_impossible_place_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
     with pytest.raises(BadInput, match="/proc/nowhere"):

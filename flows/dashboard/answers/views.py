@@ -56,17 +56,18 @@ def register(app: Dash, watcher: Watcher) -> None:
         State("comparing", "data"),
     )
     def compare(path: str, chosen: list[str], found: list[str], measure: str | None, before: Any) -> Any:
-        if path != "/compare" or measure is None:
-            return [no_update] * 3
         entries = [one for one in watcher.index.those(chosen or found) if not one.audit]
+        if path != "/compare" or (measure is None and comparing.measures(entries)):  # one is about to be chosen
+            return [no_update] * 3
         said = [bool(chosen), measure, [[one.id, one.lineage.run.status] for one in entries]]
         if said == before:
             return [no_update] * 3
+        drawn = comparing.overview(entries, measure) if measure else []
         if chosen:
-            shown = [*comparing.overview(entries, measure), *comparing.beside(entries, watcher.tracker)]
+            shown = [*drawn, *comparing.beside(entries, watcher.tracker)]
             return parts.sections(shown), f"{len(entries)} runs, in the order in which they were chosen.", said
         note = "No run is chosen: all that were found are drawn. Choose some in the list to compare them."
-        return parts.sections(comparing.overview(entries, measure)), note, said
+        return parts.sections(drawn), note, said
 
     @app.callback(
         Output("view-audits", "children"),

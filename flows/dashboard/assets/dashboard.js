@@ -11,17 +11,20 @@ document.addEventListener("click", ({ target }) => {
   told.observe(details, { childList: true });
 });
 
-// cytoscape fits the graph to its frame once, which on a slow machine can be before all of either is there.
+// cytoscape fits the graph to its frame once, which can be before all of either is there or shown. A graph of which only
+// the marks have changed is left as the reader has zoomed it.
 let newest;
 window.dash_clientside = Object.assign({}, window.dash_clientside, {
   moeprune: {
-    fit(elements) {
-      newest = elements;
+    fit(elements, style) {
+      const drawn = JSON.stringify([elements.map(({ data }) => data.id), style]);
+      if (drawn === newest) return;
+      newest = drawn;
       const whole = () => {
-        if (elements !== newest) return;
+        if (drawn !== newest) return;
         const frame = [...document.querySelectorAll("#graph, #graph *")].find((element) => element._cyreg);
         const cy = frame?._cyreg.cy;
-        if (cy?.elements().length !== elements.length) return setTimeout(whole, 50);
+        if (cy?.elements().length !== elements.length || !frame.clientWidth) return setTimeout(whole, 50);
         cy.resize();
         cy.fit(undefined, 20);
       };

@@ -1,4 +1,4 @@
-"""The overview of audits: what the tracker keeps of them, in words that the terminal uses, too."""
+"""The overview of audits: what the tracker keeps of them, beside what the terminal says."""
 
 import json
 
@@ -6,7 +6,7 @@ from recorded import lineage, stage
 
 from flows.dashboard.audits import overview
 from flows.dashboard.index import Entry
-from flows.pages import Table
+from flows.pages import Measured, Table
 
 FOUND = {"stability": 0.8, "stability_halves": 0.7, "edge_experts": 9.0}
 
@@ -24,6 +24,6 @@ def test_overview_says_how_many_tokens_suffice_as_the_terminal_does():
     table = overview([entry])
     assert isinstance(table, Table)
     assert {(row[1], row[3]): row[-1] for row in table.rows} == {
-        ("reap", "all corpora"): ">4,096", ("reap", "wiki"): "2,048", ("aimer", "code"): "none",
-        ("reap", "code"): ">1,096",
+        ("reap", "all corpora"): Measured(4096, remark="not enough"), ("reap", "wiki"): 2048.0,
+        ("aimer", "code"): None, ("reap", "code"): Measured(1096, remark="not enough"),
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """The dashboard in a real browser, over recorded runs: what is seen, found, chosen and compared; and the one file."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,46 @@ def test_dashboard_graph_is_clicked_with_the_mouse(shown):
 
     for kind in ("base model", "pruned model"):
         shown.wait(lambda kind=kind: clicked(kind))  # on a busy machine it may have moved in between
+
+
+VIEW = """
+const frame = [...document.querySelectorAll("#graph, #graph *")].find((element) => element._cyreg);
+const box = frame?._cyreg.cy.elements().renderedBoundingBox();
+return box && frame.clientWidth && [box.x1, frame.clientWidth - box.x2, box.y1, frame.clientHeight - box.y2];
+"""
+
+
+def test_dashboard_graph_is_whole_in_its_frame_after_another_view_was_opened_first(shown):
+    shown.open("compare")
+    shown.wait(lambda: shown.rows())
+    shown.browser.find("#to-lineage")[0].click()
+    shown.wait(lambda: (room := shown.browser.run(VIEW)) and min(room) > 0)
+    shown.browser.visit(shown.address, 500, 800)
+    shown.wait(lambda: (room := shown.browser.run(VIEW)) and min(room) > 0)
+
+
+CY = 'const { cy } = [...document.querySelectorAll("#graph, #graph *")].find((one) => one._cyreg)._cyreg;'
+ZOOM, MARKED = f"{CY} cy.zoom(...arguments); return cy.zoom();", f"{CY} return cy.$('.stale').length;"
+MARK = (
+    CY
+    + """
+const elements = cy.elements().map((one) => ({
+  data: one.data(), classes: "stale", ...(one.isNode() ? { position: one.position() } : {}),
+}));
+dash_clientside.set_props("graph", { elements });
+"""
+)
+
+
+def test_dashboard_graph_keeps_the_readers_zoom_when_marks_come_in(shown):
+    shown.open()
+    shown.wait(lambda: shown.browser.find("#graph canvas"))
+    at_rest(shown, ".mask")
+    shown.browser.run(ZOOM, 1.5)
+    shown.browser.run(MARK)
+    shown.wait(lambda: shown.browser.run(MARKED) > 5)
+    time.sleep(0.5)
+    assert shown.browser.run(ZOOM) == 1.5
 
 
 def test_dashboard_is_used_with_the_keyboard_alone(shown):

@@ -144,5 +144,7 @@ def test_export_asks_no_hub(few, tmp_path):
 
 
 def test_dashboard_begins_without_torch_and_prefect_which_take_two_seconds_to_import():
-    heavy = "import sys, flows.dashboard.serving; sys.exit(bool({'torch', 'prefect'} & sys.modules.keys()))"
+    heavy = (
+        "import sys, flows.dashboard.serving; sys.exit(bool({'torch', 'transformers', 'prefect'} & sys.modules.keys()))"
+    )
     assert subprocess.run([sys.executable, "-c", heavy], check=False).returncode == 0

@@ -237,7 +237,8 @@ def test_table_sorts_by_click_and_by_keyboard_with_empty_cells_last(window, page
 
 
 @pytest.mark.parametrize(
-    ("cell", "text"), [(26.794, "26.79"), (13840.6, "13,841"), (1_342_050.0, "1,342,050"), (2e-07, "2e-07")]
+    ("cell", "text"),
+    [(26.794, "26.79"), (13840.6, "13,841"), (1_342_050.0, "1,342,050"), (23.4e9, "23,400,000,000"), (2e-07, "2e-07")],
 )
 def test_table_number_of_many_figures_is_written_whole(cell: float, text: str):
     assert written(cell, Column("memory (MB)", ".4g")) == text
@@ -246,7 +247,8 @@ def test_table_number_of_many_figures_is_written_whole(cell: float, text: str):
 @pytest.mark.parametrize(
     ("value", "spread", "text"),
     [(0.55267, 0.02913, "0.553 ± 0.029"), (66.654, 6.1042, "66.7 ± 6.1"), (13840.6, 312.4, "13,841 ± 312"),
-     (51.16, 0.0, "51.16 ± 0"), (51.16, None, "51.16")],
+     (51.16, 0.0, "51.16 ± 0"), (51.16, None, "51.16"),
+     (51.16, float("nan"), "51.16 ± nan")],
 )  # fmt: skip
 def test_table_value_has_the_places_that_its_spread_leaves(value: float, spread: float | None, text: str):
     assert written(Measured(value, spread), Column("measure", ".4g")) == text

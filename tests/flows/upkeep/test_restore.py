@@ -122,7 +122,7 @@ def test_restore_without_what_dvc_had_names_it_and_brings_the_rest(cloned, moepr
     answer = moeprune("restore", cloned.run[:8], "--json")
     assert answer.status == 1
     assert answer.json["error"].startswith(f"run {cloned.run[:8]} is not whole: calibrate wiki: md5 ")
-    assert "(1 more in the table)" in answer.json["error"]
+    assert "(1 more above)" in answer.json["error"]
     assert how(answer)["calibrate wiki"] == how(answer)["calibrate code"] == ""
     assert how(answer)["mask"] == "from the tracker"
     assert contents(cloned.clone / ".moeprune/prune") == contents(cloned.project / ".moeprune/prune")
