@@ -112,9 +112,8 @@ def serving(store: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[str
 
 def serve(store: Path, host: str, port: int) -> None:
     """Serve until interrupted. BadInput as `serving`."""
-    with serving(store, host, port) as address:
+    with serving(store, host, port) as address, suppress(KeyboardInterrupt):
         print(f"moeprune dashboard at {address} (Ctrl-C ends it)", flush=True)
         if not is_local(host):
             print("Anyone who can reach this address sees it all: there is no log-in.", flush=True)
-        with suppress(KeyboardInterrupt):
-            Event().wait()
+        Event().wait()
