@@ -154,7 +154,8 @@ def test_dashboard_graph_is_clicked_with_the_mouse(shown):
 VIEW = """
 const frame = [...document.querySelectorAll("#graph, #graph *")].find((element) => element._cyreg);
 const box = frame?._cyreg.cy.elements().renderedBoundingBox();
-return box && frame.clientWidth && [box.x1, frame.clientWidth - box.x2, box.y1, frame.clientHeight - box.y2];
+const room = box && [box.x1, frame.clientWidth - box.x2, box.y1, frame.clientHeight - box.y2];
+return room && frame.clientWidth && room.every(Number.isFinite) && room;  // a graph without nodes has no bounds
 """
 
 
