@@ -13,11 +13,14 @@ from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.outcome import Outcome, Record
+from flows.preflight import check_servers
 from flows.recipe import Recipe
 from flows.sharing import Shared
 from tasks import comparison, versioning
 from tasks.artifacts import MANIFEST, Artifact, Step, Store
+from tasks.reachable import may_pass
 from tasks.recording import Run
+from tasks.tracking import Tracker
 
 LOGGED = {
     "score": (MANIFEST, "scores.safetensors"),
@@ -169,6 +172,19 @@ class Engine:
             named = f"{name}-{budget}-distilled"
             models["distilled"] = run.log_model("distilled", made.distilled.digest, named, lineage)
         return models
+
+
+@task(
+    name="reach",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=3,
+    retry_delay_seconds=[30, 120, 600],
+    retry_condition_fn=lambda task, run, state: may_pass(state.result(raise_on_failure=False)),
+)
+def reach(store: Store, project: Path) -> Tracker:
+    """The tracker, and DVC's remote asked; a schedule's run waits for them, as nobody stands by to begin it again."""
+    return check_servers(store, project)
 
 
 @task(name="register", cache_policy=NO_CACHE, persist_result=False)

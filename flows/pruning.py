@@ -7,9 +7,9 @@ from prefect import flow
 
 from flows.chain import Sources, chain
 from flows.deployment.notify import notify
-from flows.engine import Engine, Execute, push, say
+from flows.engine import Engine, Execute, push, reach, say
 from flows.outcome import Outcome
-from flows.preflight import check_servers, preflight
+from flows.preflight import preflight
 from flows.recipe import Recipe, recorded, to_yaml
 from flows.sharing import Shared
 from tasks.artifacts import Store
@@ -20,7 +20,7 @@ from tasks.tracking import Tracker
 def prune_model(recipe: Recipe, name: str = "prune") -> Outcome:
     """Prune one model by one recipe: every stage the store does not have is run."""
     store = Store(recipe.runtime.store)
-    check_servers(store, Path.cwd())
+    reach(store, Path.cwd())
     return run_recipe(recipe, name, preflight(recipe, store, Path.cwd()))
 
 

@@ -68,9 +68,13 @@ class Browser:
         """Open an address in a window of so many CSS pixels."""
         for kind in ("browser", "performance"):
             self.driver.get_log(kind)  # of the page before
+        self.resize(width, height)
+        self.driver.get(address)
+
+    def resize(self, width: int, height: int) -> None:
+        """Make the window so many CSS pixels wide and high."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        self.driver.get(address)
 
     def wait(self, reached: Callable[[], Any]) -> None:
         """Wait until something is so; TimeoutException after a minute."""

@@ -13,7 +13,7 @@ from flows.audit.findings import Findings, read_findings
 from flows.audit.recipe import AuditRecipe
 from flows.chain import Sources
 from flows.deployment.notify import notify
-from flows.engine import Engine, push
+from flows.engine import Engine, push, reach
 from flows.outcome import Outcome, Record
 from flows.pages import check_path
 from flows.preflight import check_servers, observation_bytes, preflight
@@ -53,7 +53,7 @@ class AuditOutcome:
 def audit_model(recipe: AuditRecipe, name: str = "audit", report: Path | None = None) -> AuditOutcome:
     """Audit one model: every stage the store does not have is run. The report is written to `report`, too, if given."""
     store = Store(recipe.runtime.store)
-    tracker = check_servers(store, Path.cwd())
+    tracker = reach(store, Path.cwd())
     sources = check(recipe, store)
     tags = {"kind": "audit", "method": ", ".join(one.name for one in recipe.audit.criteria)}
     with tracker.run(name, recorded(recipe), tags, to_yaml(recipe)) as run:

@@ -96,7 +96,7 @@ def _lineage() -> list[Any]:
                 dash_cytoscape.Cytoscape(
                     id="graph", layout={"name": "preset", "fit": True, "padding": 20}, elements=[],
                     stylesheet=stylesheet(), boxSelectionEnabled=False,
-                    minZoom=0.1, maxZoom=2, responsive=True,
+                    minZoom=0.1, maxZoom=2,
                 ),
                 className="graph", role="img", **aria(label="Lineage graph; the same nodes are listed below"),
             ),

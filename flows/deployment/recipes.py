@@ -29,12 +29,13 @@ def read(recipe: str) -> dict[str, Any]:
     """
     path = Path(recipe)
     content = read_yaml(path)
-    if "audit" in content:
-        content = read_audit(path).model_dump(mode="json", exclude_unset=True)
-    elif grid.is_sweep(content):
-        grid.recipes_of(content, recipe)
-    else:
-        content = parse_recipe(content, recipe).model_dump(mode="json", exclude_unset=True)
+    match _kind(content):
+        case "audit":
+            content = read_audit(path).model_dump(mode="json", exclude_unset=True)
+        case "sweep":
+            grid.recipes_of(content, recipe)
+        case _:
+            content = parse_recipe(content, recipe).model_dump(mode="json", exclude_unset=True)
     return {"recipe": content, "name": path.stem}
 
 
@@ -84,7 +85,7 @@ def _wanted(entry: dict[str, Any], content: dict[str, Any], number: int) -> Want
     if missing := [key for key, value in needed.items() if not value]:
         raise BadInput(f"{where}: {missing[0]} is missing, see docs/schedules.md")
     limit = _limit(entry)
-    if limit is not None and not (isinstance(limit, int) and limit >= 1):
+    if limit is not None and not (type(limit) is int and limit >= 1):
         raise BadInput(f"{where}: concurrency_limit: {limit} is no whole number from 1 on")
     if "schedule" in entry:  # which Prefect takes, and deploying would take away again
         raise BadInput(f"{where}: schedule: write `schedules`, a list, in its place")

@@ -13,9 +13,8 @@ from pydantic import Field
 
 from flows.chain import Sources
 from flows.deployment.notify import notify
-from flows.engine import Execute, here, push, say
+from flows.engine import Execute, here, push, reach, say
 from flows.outcome import Entry, Outcome, Record, Sweep
-from flows.preflight import check_servers
 from flows.pruning import Among, run_recipe
 from flows.recipe import Recipe, to_yaml
 from flows.sharing import Shared
@@ -36,7 +35,7 @@ def prune_models(recipe: dict[str, Any], name: str = "sweep", max_parallel: Anno
     """
     recipes = grid.recipes_of(recipe, name)
     store = grid.store_of(recipes)
-    tracker = check_servers(store, Path.cwd())
+    tracker = reach(store, Path.cwd())
     jobs = [
         Job(number, one, sources, walk(one, sources, store))
         for number, (one, sources) in enumerate(zip(recipes, grid.check(recipes, store), strict=True), 1)

@@ -1,5 +1,6 @@
 """What people see of runs that were restored or verified, and of a store that was cleared; and the JSON of each."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from flows.show import console, size
 from flows.upkeep.collect import Collection
 from flows.upkeep.restore import Restoration
 from flows.upkeep.verify import Verification
+
+KEY = re.compile("[0-9a-f]{64}")
 
 
 def restoration(done: Restoration) -> None:
@@ -69,8 +72,8 @@ def verification(found: Verification) -> None:
 
 
 def _short(folder: Path) -> str:
-    """A folder of the store whose key is cut, as people need no more of it; programs are told all."""
-    return str(folder.with_name(folder.name[:12]))
+    """A folder of the store, its key cut, as people need no more of it; programs are told all."""
+    return str(folder.with_name(folder.name[:12]) if KEY.fullmatch(folder.name) else folder)
 
 
 def _things(things: list[Any], title: str, whose: bool = False) -> Table:

@@ -46,7 +46,7 @@ def register(app: Dash, watcher: Watcher) -> None:
         return elements, listed, said, cytoscape.height(graph)
 
     fit = ClientsideFunction("moeprune", "fit")
-    app.clientside_callback(fit, Input("graph", "elements"), Input("graph", "style"))  # type: ignore[no-untyped-call]
+    app.clientside_callback(fit, Input("graph", "elements"))  # type: ignore[no-untyped-call]
 
     @app.callback(
         Output("node", "data"),

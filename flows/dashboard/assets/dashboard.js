@@ -13,11 +13,22 @@ document.addEventListener("click", ({ target }) => {
 
 // cytoscape fits the graph to its frame once, which can be before all of either is there or shown. A graph of which only
 // the marks have changed is left as the reader has zoomed it.
-let newest;
+let newest, size;
+const centre = (cy) => {
+  cy.resize();
+  cy.fit(undefined, 20);
+};
+// Another size of the frame is fitted anew; after it was hidden it is as the reader left it. (dash-cytoscape's
+// `responsive` divides by the width it had when hidden, which is 0: nothing is seen any more.)
+const sizes = new ResizeObserver(([{ target, contentRect: { width, height } }]) => {
+  if (!width || size === `${width} ${height}`) return;
+  size = `${width} ${height}`;
+  centre(target._cyreg.cy);
+});
 window.dash_clientside = Object.assign({}, window.dash_clientside, {
   moeprune: {
-    fit(elements, style) {
-      const drawn = JSON.stringify([elements.map(({ data }) => data.id), style]);
+    fit(elements) {
+      const drawn = JSON.stringify(elements.map(({ data }) => data.id));
       if (drawn === newest) return;
       newest = drawn;
       const whole = () => {
@@ -25,8 +36,8 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
         const frame = [...document.querySelectorAll("#graph, #graph *")].find((element) => element._cyreg);
         const cy = frame?._cyreg.cy;
         if (cy?.elements().length !== elements.length || !frame.clientWidth) return setTimeout(whole, 50);
-        cy.resize();
-        cy.fit(undefined, 20);
+        centre(cy);
+        sizes.observe(frame);
       };
       if (elements.length) requestAnimationFrame(whole);
     },

@@ -151,6 +151,7 @@ def test_dashboard_graph_is_clicked_with_the_mouse(shown):
         shown.wait(lambda kind=kind: clicked(kind))  # on a busy machine it may have moved in between
 
 
+CY = 'const { cy } = [...document.querySelectorAll("#graph, #graph *")].find((one) => one._cyreg)._cyreg;'
 VIEW = """
 const frame = [...document.querySelectorAll("#graph, #graph *")].find((element) => element._cyreg);
 const box = frame?._cyreg.cy.elements().renderedBoundingBox();
@@ -161,14 +162,32 @@ return room && frame.clientWidth && room.every(Number.isFinite) && room;  // a g
 
 def test_dashboard_graph_is_whole_in_its_frame_after_another_view_was_opened_first(shown):
     shown.open("compare")
-    shown.wait(lambda: shown.rows())
-    shown.browser.find("#to-lineage")[0].click()
-    shown.wait(lambda: (room := shown.browser.run(VIEW)) and min(room) > 0)
+    shown.wait(lambda: shown.rows() and shown.browser.run(f"{CY} return cy.elements().length"))
+    for _ in range(3):
+        shown.browser.find("#to-lineage")[0].click()
+        shown.wait(lambda: shown.browser.run(VIEW))
+        time.sleep(0.5)
+        assert min(shown.browser.run(VIEW)) > 0
+        shown.browser.find("#to-compare")[0].click()
+        shown.wait(lambda: not shown.browser.run(VIEW))
     shown.browser.visit(shown.address, 500, 800)
     shown.wait(lambda: (room := shown.browser.run(VIEW)) and min(room) > 0)
 
 
-CY = 'const { cy } = [...document.querySelectorAll("#graph, #graph *")].find((one) => one._cyreg)._cyreg;'
+def test_dashboard_graph_fits_a_window_of_another_size_and_is_left_as_it_was_when_shown_again(shown):
+    shown.open()
+    at_rest(shown, ".mask")
+    shown.browser.resize(500, 800)
+    shown.wait(lambda: (room := shown.browser.run(VIEW)) and 20 <= round(min(room[:2])) and max(room[:2]) < 60)
+    shown.browser.run(ZOOM, 1.5)
+    shown.browser.find("#to-models")[0].click()
+    shown.wait(lambda: not shown.browser.run(VIEW))
+    shown.browser.find("#to-lineage")[0].click()
+    shown.wait(lambda: shown.browser.run(VIEW))
+    time.sleep(0.5)
+    assert shown.browser.run(ZOOM) == 1.5
+
+
 ZOOM, MARKED = f"{CY} cy.zoom(...arguments); return cy.zoom();", f"{CY} return cy.$('.stale').length;"
 MARK = (
     CY
