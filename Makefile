@@ -41,6 +41,7 @@ clean:  ## remove the environment and all results
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install it, or name another with make PYTHON=..."; exit 1; }
+	@echo "setting up .venv: some gigabytes of packages, minutes for the first time"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

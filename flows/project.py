@@ -1,4 +1,4 @@
-"""Setting up a project: git, DVC and a first recipe."""
+"""Setting up a project: git, DVC, a first recipe and its schedule."""
 
 import subprocess
 from pathlib import Path
@@ -6,7 +6,12 @@ from pathlib import Path
 from tasks import versioning
 
 FIRST = "params/first.yaml"
-RECIPE = Path(__file__).parent / "first.yaml"
+SCHEDULE = "prefect.yaml"
+FILES = {
+    FIRST: ("first.yaml", f"fill in the model and the corpora, then: moeprune plan {FIRST}"),
+    SCHEDULE: ("first_prefect.yaml", "a nightly run of that recipe, once it is registered: moeprune deploy"),
+}
+"""Files of a new project: what each is a copy of, and what is to be done with it."""
 
 
 def init(folder: Path) -> list[str]:
@@ -26,9 +31,10 @@ def init(folder: Path) -> list[str]:
     if missing:
         ignored.write_text("\n".join([*lines, *missing]) + "\n")
         said.append(f"added {' and '.join(missing)} to .gitignore")
-    recipe = folder / FIRST
-    if not recipe.exists():
-        recipe.parent.mkdir(parents=True, exist_ok=True)
-        recipe.write_text(RECIPE.read_text())
-        said.append(f"wrote {recipe}: fill in the model and the corpora, then: moeprune plan {FIRST}")
+    for name, (template, use) in FILES.items():
+        written = folder / name
+        if not written.exists():
+            written.parent.mkdir(parents=True, exist_ok=True)
+            written.write_text((Path(__file__).parent / template).read_text())
+            said.append(f"wrote {written}: {use}")
     return said or ["everything is set up already"]

@@ -81,7 +81,8 @@ def _manifest(path: str, watcher: Watcher) -> str:
 def audit_view(entries: Sequence[Entry], chosen: str) -> list[Any]:
     """All audits, and the report of the chosen one, else of the newest."""
     if not entries:
-        return [html.P("There is no audit yet: `moeprune audit params/audit-demo.yaml` makes one.")]
+        lost = f"No audit that was read has the id {chosen}. " if chosen else ""
+        return [html.P(f"{lost}There is no audit yet: `moeprune audit params/audit-demo.yaml` makes one.")]
     shown = next((entry for entry in entries if entry.id == chosen), entries[0])
     lost = f"No audit that was read has the id {chosen}. The newest is shown."
     address = f"/audit-report/{shown.id}"

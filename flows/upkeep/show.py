@@ -1,6 +1,5 @@
 """What people see of runs that were restored or verified, and of a store that was cleared; and the JSON of each."""
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from flows.show import console, size
-from flows.upkeep.collect import Collection
+from flows.upkeep.collect import KEY, Collection
 from flows.upkeep.restore import Restoration
 from flows.upkeep.verify import Verification
-
-KEY = re.compile("[0-9a-f]{64}")
 
 
 def restoration(done: Restoration) -> None:

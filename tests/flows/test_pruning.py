@@ -344,6 +344,16 @@ def test_init_keeps_what_is_there(tmp_path, moeprune):
     assert (tmp_path / ".gitignore").read_text().splitlines()[0] == "*.log"
 
 
+def test_init_schedule_is_one_of_the_first_recipe(tmp_path, moeprune, monkeypatch):
+    from flows.deployment.recipes import read_file
+
+    moeprune("init", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (nightly,) = read_file()
+    assert (nightly.name, nightly.pool, nightly.limit) == ("prune/nightly", "moeprune", 1)
+    assert nightly.entry["build"][0]["flows.deployment.recipes.read"]["recipe"] == "params/first.yaml"
+
+
 def test_init_first_recipe_is_valid_but_for_its_sources(tmp_path, moeprune, monkeypatch):
     from flows.recipe import Recipe, read_recipe
 

@@ -178,7 +178,7 @@ def test_dashboard_graph_fits_a_window_of_another_size_and_is_left_as_it_was_whe
     shown.open()
     at_rest(shown, ".mask")
     shown.browser.resize(500, 800)
-    shown.wait(lambda: (room := shown.browser.run(VIEW)) and 20 <= round(min(room[:2])) and max(room[:2]) < 60)
+    shown.wait(lambda: (room := shown.browser.run(VIEW)) and round(min(room[:2])) >= 20 and max(room[:2]) < 60)
     shown.browser.run(ZOOM, 1.5)
     shown.browser.find("#to-models")[0].click()
     shown.wait(lambda: not shown.browser.run(VIEW))
@@ -300,7 +300,9 @@ def test_view_of_an_address_is_none_where_there_is_no_page(path, view):
 
 def test_dashboard_without_audits_says_how_one_is_made(shown):
     shown.open("audits")
-    shown.wait(lambda: "moeprune audit" in shown.text("#view-audits"))
+    shown.wait(lambda: shown.text("#view-audits").startswith("There is no audit yet: `moeprune audit"))
+    shown.open("audits/ffff")
+    shown.wait(lambda: "has the id ffff. There is no audit yet" in shown.text("#view-audits"))
 
 
 REACH = """

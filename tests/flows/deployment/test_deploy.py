@@ -113,11 +113,12 @@ def test_deploy_form_explains_and_the_server_refuses_what_the_params_do(place, a
         (lambda folder: write_file(folder, {"name": "a", "schedule": {"cron": "0 2 * * *"}}), "write `schedules`"),
         (lambda folder: write_file(folder, {"name": None}), "deployment number 1: name is missing"),
         (lambda folder: write_file(folder, NIGHTLY | {"concurrency_limit": {"limit": 0}}), "0 is no whole number"),
+        (lambda folder: write_file(folder, NIGHTLY | {"concurrency_limit": True}), "True is no whole number"),
         (lambda folder: write_file(folder, NIGHTLY | {"entrypoint": AUDIT}), f"is for {PRUNE}, not for {AUDIT}"),
         (lambda folder: shutil.copy(folder / "sources/wiki.jsonl", folder / "params/quick.yaml"), "params/quick.yaml"),
     ],
-    ids=["no file", "no YAML", "no flow", "no pool", "one name", "cron", "schedule", "no name", "limit", "kind",
-         "recipe"],
+    ids=["no file", "no YAML", "no flow", "no pool", "one name", "cron", "schedule", "no name", "limit", "no limit",
+         "kind", "recipe"],
 )  # fmt: skip
 def test_deploy_of_a_file_that_cannot_be_used_is_refused_in_one_line(spoil, said, place, moeprune):
     spoil(place)
