@@ -63,7 +63,11 @@ def close(prefix: str, store: Path) -> Record:
 def compare(first: str, second: str, store: Path) -> Comparison:
     """Compare two runs by id or its beginning; BadInput if one is unknown or its results are not in the store."""
     tracker = open_tracker(Store(store))
-    one, other = tracker.find_run(first), tracker.find_run(second)
+    return compare_records(tracker.find_run(first), tracker.find_run(second), store)
+
+
+def compare_records(one: Record, other: Record, store: Path) -> Comparison:
+    """Compare two runs that have been read. Raises BadInput if a result is not in the store."""
     folders = [_folder(run, f"evaluate {_made(run)}", store) for run in (one, other)]
     metrics = comparison.compare(*folders)
     if not metrics:

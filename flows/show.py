@@ -4,14 +4,13 @@ import os
 import re
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from flows.outcome import DELTA, Outcome, Record
-from flows.planning import Plan
 from flows.recipe import Recipe
 from flows.runs import Comparison
 from moeprune.catalogue import Entry
@@ -23,6 +22,9 @@ from tasks.mask import BUDGETS
 from tasks.suites import SIXTEEN, SUITES, TASKS
 from tasks.tracked import KEPT
 from tasks.tracked import Record as Recorded
+
+if TYPE_CHECKING:
+    from flows.planning import Plan
 
 console = Console()
 
@@ -182,7 +184,7 @@ def _artifact(record: Record) -> dict[str, str]:
     return {"key": record.artifact.key, "path": record.artifact.path, "cache": record.cache, "of": record.step.of}
 
 
-def plan(result: Plan) -> None:
+def plan(result: "Plan") -> None:
     """What would run and why."""
     table = Table(title="plan")
     for column in ("stage", "would", "why", "key"):

@@ -25,6 +25,7 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
@@ -305,18 +306,23 @@ class Tracker:
     def files(self, run_id: str) -> list[str]:
         """Names of the small files that are kept with a run or a stage."""
         try:
-            return [file.path for file in self._client.list_artifacts(run_id) if not file.is_dir]
+            return _names(self._kept(run_id))
         except Exception:  # artifact stores fail in as many ways as there are clouds
             return []
 
     def fetch(self, run_id: str, name: str, folder: Path) -> Path | None:
         """Bring a small file of a run or a stage into `folder`; None if it is not to be had."""
-        if name not in self.files(run_id):  # asked for it, MLflow would try its server again and again, for minutes
-            return None
         try:
-            return Path(self._client.download_artifacts(run_id, name, str(folder)))
+            kept = self._kept(run_id)
+            if name not in _names(kept):  # asked for it, MLflow would try its server again and again, for minutes
+                return None
+            return Path(kept.download_artifacts(name, str(folder)))  # type: ignore[no-untyped-call]
         except Exception:  # artifact stores fail in as many ways as there are clouds
             return None
+
+    def _kept(self, run_id: str) -> ArtifactRepository:
+        """The files of a run. MLflow's client would ask where they are for each look at them anew."""
+        return get_artifact_repository(str(self._client.get_run(run_id).info.artifact_uri), tracking_uri=self.uri)
 
     def keep_page(self, path: Path, name: str) -> str:
         """Keep a page that is about many runs with a run of its own, of role `page`; returns that run's id.
@@ -363,6 +369,10 @@ class Tracker:
         for child in self._search(f"attributes.status = 'RUNNING' AND tags.`{PARENT}` = '{run_id}'", 10_000):
             self._close(child.info.run_id)
         self._client.set_terminated(run_id, "KILLED")
+
+
+def _names(kept: ArtifactRepository) -> list[str]:
+    return [file.path for file in kept.list_artifacts() if not file.is_dir]
 
 
 def _in_order(children: list[Any]) -> tuple[Record, ...]:

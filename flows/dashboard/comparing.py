@@ -22,7 +22,7 @@ from flows.pages import (
     Table,
 )
 from flows.pages.table import Cell
-from flows.runs import compare as paired
+from flows.runs import compare_records
 from moeprune.errors import BadInput
 from moeprune.masks import Mask
 from moeprune.quantiles import half_width
@@ -195,7 +195,7 @@ def _paired(entries: Sequence[Entry], store: Store) -> list[Part]:
         return []
     first, second = entries
     try:
-        found = paired(first.id, second.id, store.root)
+        found = compare_records(first.lineage.run, second.lineage.run, store.root)
     except (BadInput, OSError) as error:  # a store that has lost files says so in other ways, too
         return [Paragraph(" ".join(str(error).split()))]
     rows: list[list[Cell]] = [

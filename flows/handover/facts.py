@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,12 +74,17 @@ def facts_of(made: MadeModel, tracker: Tracker, base: BaseCard | None = None, si
     mask, evaluated = made.lineage.find("mask"), made.lineage.find("evaluate", made.kind)
     assert mask is not None
     where = origin(made)
+    with ThreadPoolExecutor() as at_once:  # a server answers each in its own time
+        recipe = at_once.submit(recipe_text, tracker, made.run)
+        text = at_once.submit(read_text, tracker, mask.id, "mask.json")
+        manifest = at_once.submit(read_manifest, tracker, made.stage)
+        reports = at_once.submit(measured, made, tracker) if evaluated else None
     return Facts(
         made=made,
-        recipe=yaml.safe_load(recipe_text(tracker, made.run)),
-        mask=read_text(tracker, mask.id, "mask.json"),
-        manifest=read_manifest(tracker, made.stage),
+        recipe=yaml.safe_load(recipe.result()),
+        mask=text.result(),
+        manifest=manifest.result(),
         base=base or BaseCard(where.get("repository"), where.get("commit")),
         silent=None if base else silent,
-        measured=measured(made, tracker) if evaluated else None,
+        measured=reports.result() if reports else None,
     )

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -152,22 +154,21 @@ def measured(made: MadeModel, tracker: Tracker) -> Measured:
 
     Raises BadInput if nothing was measured, a report is not to be had, or it is of another model.
     """
-    stages = [made.lineage.find("evaluate", of) for of in ("base", made.kind)]
-    with TemporaryDirectory() as scratch:
-        folders = []
-        for number, stage in enumerate(stages):
-            if stage is None:
+    stages = [stage for of in ("base", made.kind) if (stage := made.lineage.find("evaluate", of))]
+    if len(stages) < 2:
+        raise BadInput(f"run {made.run[:8]} measured nothing: add the section evaluate to its recipe, and run it again")
+    with TemporaryDirectory() as scratch, ThreadPoolExecutor() as at_once:
+        folders = [Path(scratch) / stage.of for stage in stages]
+        for folder in folders:
+            folder.mkdir()
+        wanted = list(product(zip(stages, folders, strict=True), (REPORT, SAMPLES)))
+        found = at_once.map(lambda one: tracker.fetch(one[0][0].id, one[1], one[0][1]), wanted)
+        for ((stage, _), name), file in zip(wanted, found, strict=True):
+            if file is None:
                 raise BadInput(
-                    f"run {made.run[:8]} measured nothing: add the section evaluate to its recipe, and run it again"
+                    f"run {made.run[:8]}: the tracker does not have the {name} of '{stage.title}': "
+                    "run its recipe again to record it anew"
                 )
-            folders.append(Path(scratch) / str(number))
-            folders[-1].mkdir()
-            for name in (REPORT, SAMPLES):
-                if tracker.fetch(stage.id, name, folders[-1]) is None:
-                    raise BadInput(
-                        f"run {made.run[:8]}: the tracker does not have the {name} of '{stage.title}': "
-                        "run its recipe again to record it anew"
-                    )
         before, after = (json.loads((folder / REPORT).read_text()) for folder in folders)
         if after["checkpoint"] != made.stage.digest:
             raise BadInput(f"run {made.run[:8]}: its report is of another checkpoint: run its recipe again")
