@@ -165,7 +165,7 @@ def asked(
     note("models listed", since, lambda: window.find("#view-models tbody tr"))
     since = time.monotonic()
     next(one for one in window.find("#view-models tbody a") if "pruned" in one.text).click()
-    note("a model's page with its card", since, lambda: text("#view-models .card"))
+    note("a model's page with its card", since, lambda: "How to load it" in text("#view-models .card"))
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from flows.recipe import Recipe
 from flows.sharing import Shared
 from tasks import comparison, versioning
 from tasks.artifacts import MANIFEST, Artifact, Step, Store
-from tasks.reachable import may_pass
 from tasks.recording import Run
 from tasks.tracking import Tracker
 
@@ -174,16 +173,9 @@ class Engine:
         return models
 
 
-@task(
-    name="reach",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=3,
-    retry_delay_seconds=[30, 120, 600],
-    retry_condition_fn=lambda task, run, state: may_pass(state.result(raise_on_failure=False)),
-)
+@task(name="reach", cache_policy=NO_CACHE, persist_result=False, retries=3, retry_delay_seconds=[30, 120, 600])
 def reach(store: Store, project: Path) -> Tracker:
-    """The tracker, and DVC's remote asked; a schedule's run waits for them, as nobody stands by to begin it again."""
+    """The tracker, once it and DVC's remote can be used: nobody stands by to begin a schedule's run again."""
     return check_servers(store, project)
 
 

@@ -9,7 +9,7 @@ FIRST = "params/first.yaml"
 SCHEDULE = "prefect.yaml"
 FILES = {
     FIRST: ("first.yaml", f"fill in the model and the corpora, then: moeprune plan {FIRST}"),
-    SCHEDULE: ("first_prefect.yaml", "a nightly run of that recipe, once it is registered: moeprune deploy"),
+    SCHEDULE: ("first_prefect.yaml", f"a nightly run of {FIRST}, once it is registered: moeprune deploy"),
 }
 """Files of a new project: what each is a copy of, and what is to be done with it."""
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sqlalchemy import create_engine, make_url
-from sqlalchemy.exc import OperationalError
-
-from moeprune.errors import BadInput
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -55,12 +52,6 @@ def impatient(retries: int = 0, seconds: int = 5) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def may_pass(error: object) -> bool:
-    """Whether nobody answered, rather than that what was asked for is wrong: it may be there later."""
-    cause = error.__cause__ if isinstance(error, BadInput) else error
-    return isinstance(cause, ConnectionError | TimeoutError | socket.gaierror | OperationalError)
 
 
 def without_password(uri: str) -> str:

@@ -3,7 +3,8 @@
     make(store, 1000)
 
 What is recorded goes through the tracker's own code; copies are rows with other ids and keys, in one transaction. How
-MLflow reads a copy is held against how it reads what was copied.
+MLflow reads a copy is held against how it reads what was copied. Copies began before all that was recorded; of files
+they have a recipe alone, so that there are no cards of what they made.
 """
 
 import hashlib
@@ -18,10 +19,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from flows.engine import LOGGED
 from flows.recipe import Recipe, read_recipe, to_yaml
+from moeprune.hashing import digest_of
 from moeprune.masks import Mask
 from tasks import comparison
-from tasks.artifacts import MANIFEST, Store
+from tasks.artifacts import MANIFEST, Artifact, Step, Store
 from tasks.tracking import Tracker
 
 CRITERIA = (
@@ -69,23 +72,28 @@ def _record(tracker: Tracker, path: Path, criterion: str, ratio: float) -> str:
     recipe = read_recipe(path, changes)
     tags = {"method": recipe.method}
     draw = random.Random(f"{criterion} {ratio}")
+    measured = {"base": _measured(random.Random("base"), 0.0), "pruned": _measured(draw, ratio)}
+    memory = {"base": {"weights": 10**8}, "pruned": {"weights": int(1e8 * (1 - 0.8 * ratio))}}
     with tracker.run("synthetic", recipe.model_dump(mode="json"), tags, to_yaml(recipe)) as run:
         titles, children = {}, {}
         for stage, of, inputs in _stages(recipe):
             title = f"{stage} {of}".strip()
-            named = (criterion, ratio) if title in OWN else ()
-            manifest = _manifest(stage, of, named, {name: titles[read] for name, read in inputs.items()})
+            own: dict[str, Any] = {"criterion": criterion, "ratio": ratio} if title in OWN else {}
+            manifest = _manifest(stage, of, own, {name: titles[read] for name, read in inputs.items()})
+            report: dict[str, Any] = {}
+            if stage == "evaluate":
+                read = manifest["inputs"]["checkpoint"]["digest"]
+                report = {"checkpoint": read, "metrics": measured[of], "memory": memory[of], "limited": False}
+            folder, manifest = _keep(tracker.store, manifest, report)
             titles[title] = manifest
-            folder = _keep(tracker.store, manifest)
-            small = [folder / name for name in (MANIFEST, "mask.json") if (folder / name).is_file()]
+            small = [folder / name for name in LOGGED.get(stage, (MANIFEST,)) if (folder / name).is_file()]
             child = children[title] = run.log_stage(title, stage, of, manifest, "miss", small)
             if stage in ("calibrate", "mask"):
                 run.log_version(child, hashlib.md5(manifest["key"].encode()).hexdigest())
-        run.log_metrics(_measured(random.Random("base"), 0.0), "base", children["evaluate base"])
-        run.log_metrics(_measured(draw, ratio), "pruned", children["evaluate pruned"])
+        for of, metrics in measured.items():
+            run.log_metrics(metrics, of, children[f"evaluate {of}"])
+            run.log_metrics({"memory/weights": {"value": memory[of]["weights"]}}, of)
         run.log_metrics(_changed(draw, ratio), "delta")
-        for of, left in (("base", 1.0), ("pruned", 1 - 0.8 * ratio)):
-            run.log_metrics({"memory/weights": {"value": 1e8 * left}}, of)
         base = run.log_model("base", titles["download"]["digest"], "model")
         run.log_model("pruned", titles["prune"]["digest"], "model-pruned", {"base_model_id": base})
         run.tag({f"artifact.{title}": f"{one['stage']}/{one['key']}" for title, one in titles.items()})
@@ -108,20 +116,23 @@ def _stages(recipe: Recipe) -> Iterator[tuple[str, str, dict[str, str]]]:
     yield "evaluate", "pruned", {"checkpoint": "prune"}
 
 
-def _manifest(stage: str, of: str, named: tuple[Any, ...], inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _manifest(stage: str, of: str, own: dict[str, Any], inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """All but the digest of a result, which its files decide."""
+    read = {name: {key: one[key] for key in ("stage", "key", "digest")} for name, one in inputs.items()}
+    params = {"seed": 0, "sequence_length": 256, "source": f"{of}.txt", **own}
+    step = Step(stage, of, _hash("code", stage), params, {name: Artifact(**one) for name, one in read.items()})
     return {
-        "stage": stage, "of": of, "key": _hash("key", stage, of, *named), "digest": _hash("digest", stage, of, *named),
-        "code": _hash("code", stage), "params": {"seed": 0, "sequence_length": 256}, "facts": {"tokens": 32768},
-        "files": {}, "inputs": {name: {key: one[key] for key in ("stage", "key", "digest")}
-                                for name, one in inputs.items()},
+        "stage": stage, "of": of, "key": step.key, "digest": "", "code": step.code, "params": params,
+        "facts": {"tokens": 32768, "documents": 40, "of_documents": 400, "kept": EXPERTS // 2},
+        "files": {}, "inputs": read,
         "producer": {"flow_run": str(uuid.uuid4()), "git_commit": _hash("commit")[:40], "git_dirty": False,
                      "libraries": {}, "runtime": {}, "started": datetime.now(UTC).isoformat(timespec="seconds"),
                      "seconds": 1.5, "peak_memory_bytes": 10**8},
     }  # fmt: skip
 
 
-def _keep(store: Store, manifest: dict[str, Any]) -> Path:
-    """The result in the store, with its small files."""
+def _keep(store: Store, manifest: dict[str, Any], report: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The result in the store, with its small files; and its manifest, whole."""
     folder = store.root / manifest["stage"] / manifest["key"]
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(manifest["key"])
@@ -136,7 +147,7 @@ def _keep(store: Store, manifest: dict[str, Any]) -> Path:
             for number in range(30)
         ]
         comparison.write_samples(folder / comparison.SAMPLES, rows)
-        (folder / comparison.REPORT).write_text("{}")
+        (folder / comparison.REPORT).write_text(json.dumps(report))
     else:
         (folder / "content").write_text(manifest["key"])
     files = {
@@ -144,8 +155,10 @@ def _keep(store: Store, manifest: dict[str, Any]) -> Path:
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files}))
-    return folder
+    digest = digest_of({name: file["sha256"] for name, file in files.items()})
+    whole = manifest | {"files": files, "digest": manifest["digest"] or digest}
+    (folder / MANIFEST).write_text(json.dumps(whole))
+    return folder, whole
 
 
 def _measured(draw: random.Random, ratio: float) -> dict[str, dict[str, float]]:
@@ -232,7 +245,7 @@ def _copy_files(store: Path, old: str, new: str, keys: dict[str, str]) -> None:
         for stage in ("score", "mask", "prune", "evaluate"):
             if (store / stage / was).is_dir():
                 manifest = json.loads(_renamed((store / stage / was / MANIFEST).read_text(), keys))
-                _keep(Store(store), manifest)
+                _keep(Store(store), manifest, {})
                 assert manifest["key"] == now
 
 

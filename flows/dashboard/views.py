@@ -80,14 +80,14 @@ def _manifest(path: str, watcher: Watcher) -> str:
 
 def audit_view(entries: Sequence[Entry], chosen: str) -> list[Any]:
     """All audits, and the report of the chosen one, else of the newest."""
+    known = {entry.id: entry for entry in entries}
+    lost = f"No audit that was read has the id {chosen}." if chosen and chosen not in known else ""
     if not entries:
-        lost = f"No audit that was read has the id {chosen}. " if chosen else ""
-        return [html.P(f"{lost}There is no audit yet: `moeprune audit params/audit-demo.yaml` makes one.")]
-    shown = next((entry for entry in entries if entry.id == chosen), entries[0])
-    lost = f"No audit that was read has the id {chosen}. The newest is shown."
+        return [html.P(f"{lost} There is no audit yet: `moeprune audit params/audit-demo.yaml` makes one.".lstrip())]
+    shown = known.get(chosen, entries[0])
     address = f"/audit-report/{shown.id}"
     return [
-        *([html.P(lost, className="note")] if chosen not in ("", shown.id) else []),
+        *([html.P(f"{lost} The newest is shown.", className="note")] if lost else []),
         html.Ul([
             html.Li(dcc.Link(
                 f"{one.lineage.run.start:%Y-%m-%d %H:%M} {one.lineage.run.name}: {one.method} ({one.id[:8]})",

@@ -157,25 +157,26 @@ def measured(made: MadeModel, tracker: Tracker) -> Measured:
     stages = [stage for of in ("base", made.kind) if (stage := made.lineage.find("evaluate", of))]
     if len(stages) < 2:
         raise BadInput(f"run {made.run[:8]} measured nothing: add the section evaluate to its recipe, and run it again")
-    with TemporaryDirectory() as scratch, ThreadPoolExecutor() as at_once:
-        folders = [Path(scratch) / stage.of for stage in stages]
-        for folder in folders:
+    with TemporaryDirectory() as scratch:
+        folders = {stage.of: Path(scratch, stage.of) for stage in stages}
+        for folder in folders.values():
             folder.mkdir()
-        wanted = list(product(zip(stages, folders, strict=True), (REPORT, SAMPLES)))
-        found = at_once.map(lambda one: tracker.fetch(one[0][0].id, one[1], one[0][1]), wanted)
-        for ((stage, _), name), file in zip(wanted, found, strict=True):
+        kept = list(product(stages, (REPORT, SAMPLES)))
+        with ThreadPoolExecutor() as at_once:  # a server answers each in its own time
+            found = list(at_once.map(lambda one: tracker.fetch(one[0].id, one[1], folders[one[0].of]), kept))
+        for (stage, name), file in zip(kept, found, strict=True):
             if file is None:
                 raise BadInput(
                     f"run {made.run[:8]}: the tracker does not have the {name} of '{stage.title}': "
                     "run its recipe again to record it anew"
                 )
-        before, after = (json.loads((folder / REPORT).read_text()) for folder in folders)
+        before, after = (json.loads((folder / REPORT).read_text()) for folder in folders.values())
         if after["checkpoint"] != made.stage.digest:
             raise BadInput(f"run {made.run[:8]}: its report is of another checkpoint: run its recipe again")
         return Measured(
             before["metrics"],
             after["metrics"],
-            comparison.compare(*folders),
+            comparison.compare(*folders.values()),
             {kind: (before["memory"][kind], size) for kind, size in after["memory"].items()},
             after["limited"],
         )

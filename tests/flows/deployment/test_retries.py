@@ -64,12 +64,3 @@ def test_remote_that_is_away_when_a_run_begins_is_waited_for(project, server, mo
     with pytest.raises(BadInput, match="DVC remote 'team'"):
         reach.with_options(retry_delay_seconds=0)(Store(project / ".moeprune"), project)
     assert len(asked) == 4
-
-
-def test_tracker_whose_address_is_none_is_asked_once(project, server, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:port")
-    asked, original = [], Tracker.check
-    monkeypatch.setattr(Tracker, "check", lambda tracker: (asked.append(tracker), original(tracker)))
-    with pytest.raises(BadInput, match="cannot be used"):
-        reach.with_options(retry_delay_seconds=0)(Store(project / ".moeprune"), project)
-    assert len(asked) == 1
