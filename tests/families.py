@@ -124,12 +124,12 @@ _ROWS: dict[str, dict[str, Any]] = {
 @lru_cache
 def discovered() -> dict[str, str]:
     """Model types with routed experts, sorted, and the name under which their config writes the number of experts."""
-    classes = _configs()
+    classes = configs()
     found = {model_type: _count_key(config, classes) for model_type, config in classes.items()}
     return {model_type: found[model_type] for model_type in sorted(found) if found[model_type]}
 
 
-def _configs() -> dict[str, type[PreTrainedConfig]]:
+def configs() -> dict[str, type[PreTrainedConfig]]:
     """The config of every causal language model, but not of code that came with a checkpoint some test loaded."""
     return {
         config.model_type: config
@@ -159,7 +159,7 @@ def _written(config: Any, name: str) -> str:
 
 def tiny_config(model_type: str, experts: int = EXPERTS) -> PreTrainedConfig:
     """The config of a tiny model; `experts` is the number of routed experts, where the row does not say it."""
-    config = _configs()[model_type]
+    config = configs()[model_type]
     known = {field.name for field in fields(config)}
     values = {name: value for name, value in _COMMON.items() if name in known}
     values |= {name: TOP_K for name in TOP_K_KEYS if name in known}

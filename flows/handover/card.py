@@ -83,10 +83,7 @@ def _summary(facts: Facts) -> str:
         whole, left = mask.experts * len(mask.counts), sum(mask.counts.values())
         what = f"{whole - left} of its {whole} routed experts removed ({1 - left / whole:.1%})"
     trained = ", then distilled towards it" if facts.made.kind == "distilled" else ""
-    return (
-        f"This is {_base(facts)} with {what}{trained}. It was made and measured by moeprune from `recipe.yaml`, which "
-        "lies beside this card."
-    )
+    return f"This is {_base(facts)} with {what}{trained}. It was made and measured by moeprune from its `recipe.yaml`."
 
 
 def _removed(facts: Facts) -> str:

@@ -8,6 +8,11 @@ from flows.show import number, size
 from moeprune.masks import Mask
 from tasks.lineage import Stage, upstream
 
+PEAKS = (
+    "Peaks are those of loading the model, and of one forward pass, in a process of its own, over what Python holds by "
+    "itself; they differ between machines and runs. Anonymous memory is needed, mapped pages of files can be dropped."
+)
+
 
 def removed(mask: Mask) -> str:
     """The experts that each layer lost."""
@@ -58,6 +63,9 @@ def results(facts: Facts) -> str:
         "minus its base. The difference of a perplexity is of its logarithm, in nats per token. Read in "
         f"{evaluate['dtype']}, {evaluate['num_fewshot']}-shot, in windows of {evaluate['sequence_length']} tokens."
     )
+    if evaluate["corpora"]:
+        held_out = ", ".join(f"{corpus['name']} ({code(corpus['source'])})" for corpus in evaluate["corpora"])
+        text += f" Held-out text: {held_out}."
     if measured.limited:
         text += f" **Only the first {evaluate['limit']} of each set were read.**"
     rows = []
@@ -75,13 +83,12 @@ def results(facts: Facts) -> str:
         )
         for kind, (before, after) in measured.memory.items()
     ]
-    return "\n\n".join(
-        (
-            text,
-            _table(("metric", "base", "this model", "difference", "of"), rows),
-            _table(("size", "base", "this model", "change"), sizes),
-        )
-    )
+    parts = [
+        text,
+        _table(("metric", "base", "this model", "difference", "of"), rows),
+        _table(("size", "base", "this model", "change"), sizes),
+    ]
+    return "\n\n".join([*parts, PEAKS] if any("peak" in kind for kind in measured.memory) else parts)
 
 
 def _size(kind: str, count: float) -> str:

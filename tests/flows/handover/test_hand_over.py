@@ -138,6 +138,9 @@ def test_card_tells_what_was_removed_the_mix_the_results_and_every_hash(runs, pr
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} | `sources/{name}.jsonl`"))
         assert f"| {facts['documents']} of 60 | {facts['tokens']} | 50% |" in row
         assert f"`{sha256(Path(f'sources/{name}.jsonl'))}` | `{tags[f'dvc.calibrate {name}']}`" in row
+    recipe = yaml.safe_load(Path("smaller/recipe.yaml").read_text())
+    held_out = ", ".join(f"{one['name']} (`{one['source']}`)" for one in recipe["evaluate"]["corpora"])
+    assert f"Held-out text: {held_out}." in text and "wiki (`" in held_out and "\n\nPeaks are those of" in text
     metrics = run.data.metrics
     row = next(line for line in text.splitlines() if line.startswith("| perplexity/wiki"))
     assert f"{metrics['pruned/perplexity/wiki']:.2f} ± {metrics['pruned/perplexity/wiki_stderr']:.2f}" in row
