@@ -74,7 +74,7 @@ def _fail(message: str, status: str, as_json: bool) -> None:
 
 @app.command
 def init(folder: Path = Path(), /) -> None:
-    """Set up a project in FOLDER: git and DVC if they are missing, a first recipe, every key explained, a schedule."""
+    """Set up a project in FOLDER: git and DVC if missing, a first recipe with every key explained, a schedule."""
     from flows.project import init as set_up
 
     for line in set_up(folder):
